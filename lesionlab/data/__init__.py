@@ -1,0 +1,1 @@
+"""Cards, download, readers, phantom, crops, splits. Never imports Keras."""

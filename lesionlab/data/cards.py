@@ -1,0 +1,130 @@
+"""Dataset cards: datasets/<name>.yaml says where a data set is from, how it is read, and who must stay together."""
+
+import re
+from pathlib import Path
+from typing import Annotated, Literal
+
+from pydantic import Field, PositiveInt, model_validator
+
+from lesionlab.errors import InputError
+from lesionlab.params import Section, read_yaml
+
+
+class Source(Section):
+    """One file of the release. Unknown sizes and checksums are left out and recorded at the first download."""
+
+    file: str
+    url: str
+    bytes: PositiveInt | None = None
+    md5: Annotated[str, Field(pattern="^[0-9a-f]{32}$")] | None = None
+    sha256: Annotated[str, Field(pattern="^[0-9a-f]{64}$")] | None = None
+    checksum_from: str | None = None
+    unpack: bool = True
+
+
+class MaskPairs(Section):
+    """Images in one folder, masks of the same stem in another; the first pair of folders that exists is read."""
+
+    kind: Literal["mask-pairs"]
+    folders: list[tuple[str, str]]
+    mask_suffix: str = ""
+
+
+class ClassFolders(Section):
+    """`<subset>/<class folder>/<image>`; `folders` names the class of each folder, `subsets` that of each subset."""
+
+    kind: Literal["class-folders"]
+    folders: dict[str, str] | None = None
+    subsets: dict[str, Literal["train", "val", "test"]] | None = None
+
+
+class Table(Section):
+    """A CSV with a row an image; the keys name its columns, paths are relative to the CSV."""
+
+    kind: Literal["table"]
+    file: str
+    image: str
+    label: str | None = None
+    mask: str | None = None
+    subset: str | None = None
+
+
+class PhantomLayout(Section):
+    """Frames that this program draws."""
+
+    kind: Literal["phantom"]
+    sequences: PositiveInt
+    frames_per_sequence: PositiveInt
+    width: Annotated[int, Field(ge=64)]
+    height: Annotated[int, Field(ge=64)]
+    lesion_free: Annotated[float, Field(ge=0, lt=1)]
+
+
+class GroupRule(Section):
+    """Who must stay together: a column of the table, a pattern on the image's path, or ranges of frame numbers."""
+
+    column: str | None = None
+    pattern: str | None = None
+    ranges: list[tuple[int, int, str | int]] | None = None
+
+    @model_validator(mode="after")
+    def _one_rule(self) -> "GroupRule":
+        given = [name for name in ("column", "pattern", "ranges") if getattr(self, name) is not None]
+        if len(given) != 1:
+            raise ValueError("groups takes exactly one of column, pattern, ranges")
+        if self.pattern is not None:
+            try:
+                re.compile(self.pattern)
+            except re.error as error:
+                raise ValueError(f"groups.pattern is not a regular expression: {error}") from None
+        return self
+
+
+class Recommended(Section):
+    """What `auto` in params.yaml's `model` section means for this data set."""
+
+    backbone: str
+    weights: str
+    image_size: Annotated[int, Field(ge=32, le=1024)]
+
+
+class Card(Section):
+    """A data set: where from, how read, who must stay together."""
+
+    name: str
+    title: str
+    homepage: str
+    licence: str
+    citation: str
+    notes: list[str] = []
+    sources: list[Source] = []
+    obtain: str | None = None
+    layout: Annotated[
+        MaskPairs | ClassFolders | Table | PhantomLayout, Field(discriminator="kind")
+    ]
+    classes: Annotated[list[str], Field(min_length=2)]
+    groups: GroupRule | Literal["none", "near-duplicates"]
+    official_split: bool = False
+    recommended: Recommended
+
+    @property
+    def group_disjoint(self) -> bool:
+        """Whether a split by this card's groups may be called group-disjoint."""
+        return self.groups != "none"
+
+
+def card_path(dataset: str) -> Path:
+    """The card's file."""
+    return Path("datasets") / f"{dataset}.yaml"
+
+
+def read_card(dataset: str) -> Card:
+    """Read and check datasets/<dataset>.yaml. Raises InputError naming the file and the key."""
+    path = card_path(dataset)
+    if not path.exists():
+        known = ", ".join(sorted(p.stem for p in path.parent.glob("*.yaml")))
+        raise InputError(f"{path}: no such card; `dataset` in params.yaml may be one of: {known}")
+    card = read_yaml(path, Card)
+    if card.name != dataset:
+        raise InputError(f"{path}: name is '{card.name}', must be '{dataset}' as the file is called")
+    return card

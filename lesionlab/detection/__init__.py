@@ -1,0 +1,1 @@
+"""Windows, heat maps, boxes, FROC."""

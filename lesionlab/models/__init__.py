@@ -1,0 +1,1 @@
+"""Backbones and their blocks, small CNNs, the saved-model format."""

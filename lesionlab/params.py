@@ -1,0 +1,210 @@
+"""params.yaml: what each key means, its unit and its limits; the one reader of it."""
+
+import difflib
+import os
+from pathlib import Path
+from typing import Annotated, Literal
+
+from pydantic import BaseModel, ConfigDict, Field, PositiveInt, ValidationError, model_validator
+from ruamel.yaml import YAML
+from ruamel.yaml.error import YAMLError
+
+from lesionlab.errors import InputError
+
+Fraction = Annotated[float, Field(ge=0, le=1)]
+PositiveFloat = Annotated[float, Field(gt=0)]
+Count = Annotated[int, Field(ge=0)]
+
+
+class Section(BaseModel):
+    """A part of a YAML file in which a key that nobody reads is an error."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+
+class DownloadParams(Section):
+    """Where the raw images come from when not from the card's sources."""
+
+    source: str | None
+    mirror: str | None
+
+
+class ModelParams(Section):
+    """The network; `auto` is what the card recommends."""
+
+    backbone: str
+    weights: str
+    image_size: Literal["auto"] | Annotated[int, Field(ge=32, le=1024)]
+
+
+class CropParams(Section):
+    """How windows are cut; lengths in parts of the lesion, the window or the frame, as params.yaml says."""
+
+    context: Annotated[float, Field(ge=0, le=4)]
+    jitter: Annotated[float, Field(ge=0, le=0.5)]
+    scale_jitter: Annotated[float, Field(ge=0, le=1)]
+    positives_per_lesion: PositiveInt
+    negatives_per_frame: Count
+    hard_fraction: Fraction
+    max_overlap: Fraction
+    max_black: Fraction
+    min_lesion_area: Fraction
+    mask_threshold: Annotated[int, Field(ge=0, le=254)]
+    whole_image: Literal["pad", "squash"]
+    skip_broken: bool
+
+
+class SplitParams(Section):
+    """Which crops train, validate and test."""
+
+    protocol: Literal["group", "random", "official"]
+    folds: Annotated[int, Field(ge=3)]
+    test_fold: Count
+    near_duplicate_bits: Annotated[int, Field(ge=0, le=16)]
+
+    @model_validator(mode="after")
+    def _test_fold_exists(self) -> "SplitParams":
+        if self.test_fold >= self.folds:
+            raise ValueError(f"test_fold {self.test_fold} must be below folds ({self.folds})")
+        return self
+
+
+class TrainingParams(Section):
+    """What the three training stages share."""
+
+    batch_size: PositiveInt
+    class_weights: bool
+    label_smoothing: Annotated[float, Field(ge=0, lt=1)]
+    prefix_cache: bool
+    prefix_cache_gib: PositiveFloat
+    threads: PositiveInt
+
+
+class AugmentParams(Section):
+    """Random changes of a training crop."""
+
+    copies: Count
+    horizontal_flip: bool
+    vertical_flip: bool
+    rotation: Annotated[float, Field(ge=0, le=0.5)]
+    zoom: Annotated[float, Field(ge=0, lt=1)]
+    brightness: Fraction
+    contrast: Fraction
+
+
+class FitParams(Section):
+    """One run of training."""
+
+    augment: bool
+    epochs: PositiveInt
+    patience: PositiveInt
+    learning_rate: PositiveFloat
+    schedule: Literal["constant", "cosine"]
+
+
+class BaselineParams(FitParams):
+    """The small CNN from scratch: two or three convolutions, each followed by a pooling."""
+
+    filters: Annotated[list[PositiveInt], Field(min_length=2, max_length=3)]
+    dense: PositiveInt
+    dropout: Annotated[float, Field(ge=0, lt=1)]
+
+
+class TransferParams(FitParams):
+    """The new head on a frozen backbone."""
+
+    pooling: Literal["average", "flatten"]
+    dense: Count
+    dropout: Annotated[float, Field(ge=0, lt=1)]
+
+
+class FinetuneParams(FitParams):
+    """Training on with the last blocks unfrozen."""
+
+    unfrozen_blocks: PositiveInt
+
+
+class EvaluateParams(Section):
+    """Metrics on the test subset."""
+
+    resamples: Annotated[int, Field(ge=100)]
+    worst: Count
+
+
+class DetectParams(Section):
+    """Windows slid over whole frames."""
+
+    window_sizes: Annotated[list[Annotated[float, Field(gt=0, le=1)]], Field(min_length=1)]
+    stride: Annotated[float, Field(gt=0, le=1)]
+    overlap: Fraction
+    false_positives: PositiveFloat
+    max_frames: PositiveInt | None
+    overlays: Count
+
+
+class Params(Section):
+    """The whole of params.yaml."""
+
+    seed: Count
+    dataset: Annotated[str, Field(pattern=r"^[a-z0-9][a-z0-9-]*$")]
+    download: DownloadParams
+    model: ModelParams
+    crop: CropParams
+    split: SplitParams
+    training: TrainingParams
+    augment: AugmentParams
+    baseline: BaselineParams
+    transfer: TransferParams
+    finetune: FinetuneParams
+    evaluate: EvaluateParams
+    detect: DetectParams
+
+
+def read_yaml(path: Path, schema: type[Section]) -> Section:
+    """Read a YAML 1.2 file (1e-05 is a number, as DVC writes it) and hold it against `schema`.
+
+    Raises InputError naming the file, the key, what is wrong and, for a misspelt key, the likely one.
+    """
+    try:
+        content = YAML(typ="safe", pure=True).load(path.read_text())
+    except FileNotFoundError:
+        raise InputError(f"{path}: not found") from None
+    except (YAMLError, UnicodeDecodeError) as error:
+        raise InputError(f"{path}: not valid YAML: {' '.join(str(error).split())}") from None
+    try:
+        return schema.model_validate(content)
+    except ValidationError as error:
+        lines = [_describe(problem, schema) for problem in error.errors()]
+        raise InputError("\n       ".join(f"{path}: {line}" for line in lines)) from None
+
+
+def read_params(path: Path = Path("params.yaml")) -> Params:
+    """The hyperparameters of this run. Raises InputError when a key is missing, unknown or out of its limits."""
+    if not path.exists():
+        raise InputError(f"{path}: not found in {os.getcwd()}; run stages from the repository's root")
+    return read_yaml(path, Params)
+
+
+def _describe(problem: dict, schema: type[BaseModel]) -> str:
+    where = ".".join(str(part) for part in problem["loc"])
+    if problem["type"] == "extra_forbidden":
+        known = _keys(schema, problem["loc"][:-1])
+        near = difflib.get_close_matches(str(problem["loc"][-1]), known, n=1)
+        hint = f"did you mean '{near[0]}'?" if near else f"known here: {', '.join(known)}"
+        return f"unknown key '{where}'; {hint}"
+    if problem["type"] == "missing":
+        return f"key '{where}' is missing"
+    message = problem["msg"].removeprefix("Value error, ")
+    return f"{where}: {message} (is: {problem['input']!r})" if where else message
+
+
+def _keys(schema: type[BaseModel], location: tuple) -> list[str]:
+    for part in location:
+        field = schema.model_fields.get(part) if isinstance(part, str) else None
+        annotation = field.annotation if field else None
+        candidates = [annotation, *getattr(annotation, "__args__", ())]
+        models = [item for item in candidates if isinstance(item, type) and issubclass(item, BaseModel)]
+        if not models:
+            return []
+        schema = models[0]
+    return [field.alias or name for name, field in schema.model_fields.items()]

@@ -1,0 +1,1 @@
+"""Prefix cache, batches, augmentation, fit."""
