@@ -35,7 +35,7 @@ def whole_file(path: Path) -> Iterator[Path]:
     temporary = path.with_name(f".{path.name}.{os.getpid()}.partial")
     try:
         yield temporary
-        os.replace(temporary, path)
+        temporary.replace(path)
     finally:
         temporary.unlink(missing_ok=True)
 
@@ -50,7 +50,7 @@ def whole_folder(path: Path) -> Iterator[Path]:
         yield temporary
         if path.exists():
             shutil.rmtree(path)
-        os.replace(temporary, path)
+        temporary.replace(path)
     finally:
         shutil.rmtree(temporary, ignore_errors=True)
 
@@ -118,9 +118,7 @@ SPLIT_COLUMNS = ("id", "fold", "subset")
 
 def read_index(crops: Path) -> pd.DataFrame:
     """The table of crops, one row an image of `images.npy`, in the same order."""
-    return read_table(
-        crops / "index.csv", INDEX_COLUMNS, text=("label", "group", "frame", "official", "hash")
-    )
+    return read_table(crops / "index.csv", INDEX_COLUMNS, text=("label", "group", "frame", "official", "hash"))
 
 
 def read_images(crops: Path) -> np.ndarray:

@@ -1,7 +1,6 @@
 """params.yaml: what each key means, its unit and its limits; the one reader of it."""
 
 import difflib
-import os
 from pathlib import Path
 from typing import Annotated, Literal
 
@@ -181,7 +180,7 @@ def read_yaml(path: Path, schema: type[Section]) -> Section:
 def read_params(path: Path = Path("params.yaml")) -> Params:
     """The hyperparameters of this run. Raises InputError when a key is missing, unknown or out of its limits."""
     if not path.exists():
-        raise InputError(f"{path}: not found in {os.getcwd()}; run stages from the repository's root")
+        raise InputError(f"{path}: not found in {Path.cwd()}; run stages from the repository's root")
     return read_yaml(path, Params)
 
 

@@ -7,14 +7,14 @@ from typing import Annotated, Literal
 from pydantic import Field, PositiveInt, model_validator
 
 from lesionlab.errors import InputError
-from lesionlab.params import Section, read_yaml
+from lesionlab.params import ModelParams, Section, read_yaml
 
 
 class Source(Section):
     """One file of the release. Unknown sizes and checksums are left out and recorded at the first download."""
 
-    file: str
-    url: str
+    file: Annotated[str, Field(pattern=r"^[^./\\][^/\\]*$")]
+    url: Annotated[str, Field(pattern="^https?://[^/]")]
     bytes: PositiveInt | None = None
     md5: Annotated[str, Field(pattern="^[0-9a-f]{32}$")] | None = None
     sha256: Annotated[str, Field(pattern="^[0-9a-f]{64}$")] | None = None
@@ -96,12 +96,10 @@ class Card(Section):
     homepage: str
     licence: str
     citation: str
-    notes: list[str] = []
-    sources: list[Source] = []
+    notes: tuple[str, ...] = ()
+    sources: tuple[Source, ...] = ()
     obtain: str | None = None
-    layout: Annotated[
-        MaskPairs | ClassFolders | Table | PhantomLayout, Field(discriminator="kind")
-    ]
+    layout: Annotated[MaskPairs | ClassFolders | Table | PhantomLayout, Field(discriminator="kind")]
     classes: Annotated[list[str], Field(min_length=2)]
     groups: GroupRule | Literal["none", "near-duplicates"]
     official_split: bool = False
@@ -128,3 +126,18 @@ def read_card(dataset: str) -> Card:
     if card.name != dataset:
         raise InputError(f"{path}: name is '{card.name}', must be '{dataset}' as the file is called")
     return card
+
+
+def resolve_model(model: ModelParams, card: Card) -> Recommended:
+    """The network of this run: what params.yaml says, and for `auto` what the card recommends.
+
+    A card's weights belong to its backbone: where another one is chosen, `auto` weights are ImageNet's.
+    """
+    recommended = card.recommended
+    backbone = recommended.backbone if model.backbone == "auto" else model.backbone
+    automatic = recommended.weights if backbone == recommended.backbone else "imagenet"
+    return Recommended(
+        backbone=backbone,
+        weights=automatic if model.weights == "auto" else model.weights,
+        image_size=recommended.image_size if model.image_size == "auto" else model.image_size,
+    )

@@ -1,0 +1,304 @@
+"""From frames to crops: margins off, windows around lesions and beside them, all of one size."""
+
+from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+from pathlib import Path
+from typing import BinaryIO
+
+import imagehash
+import numpy as np
+import pandas as pd
+from PIL import Image
+from scipy import ndimage
+
+from lesionlab.data.cards import Card, card_path
+from lesionlab.data.readers import Frame, read_frames, read_mask, read_rgb
+from lesionlab.errors import InputError
+from lesionlab.files import INDEX_COLUMNS, read_images, whole_folder, write_table
+from lesionlab.params import CropParams
+from lesionlab.pictures import save_contact_sheet
+from lesionlab.progress import progress
+from lesionlab.seeds import generator
+
+Box = tuple[int, int, int, int]
+MARGIN_LEVEL = 24  # a pixel whose brightest channel is darker belongs to the black margin
+MARGIN_SHARE = 0.08  # a row or column with fewer bright pixels than this is margin
+HIGHLIGHT_LEVEL = 225  # a pixel whose darkest channel is brighter is a specular highlight
+CANDIDATES = 400  # windows drawn to find the negatives of one frame
+SMALLEST_WINDOW = 16  # pixels
+SHEET_COLUMNS = 12
+SHEET_LINES = 10
+
+
+@dataclass(frozen=True)
+class FrameCrops:
+    """The crops of one frame: images (n, size, size, 3) uint8 and one row of the index each."""
+
+    images: np.ndarray
+    rows: list[dict]
+
+
+def content_box(image: np.ndarray) -> Box:
+    """The part of an RGB image inside its black margins: (x, y, width, height) in pixels."""
+    bright = image.max(axis=2) > MARGIN_LEVEL
+    rows = np.flatnonzero(bright.mean(axis=1) > MARGIN_SHARE)
+    columns = np.flatnonzero(bright.mean(axis=0) > MARGIN_SHARE)
+    if not len(rows) or not len(columns):
+        return 0, 0, image.shape[1], image.shape[0]
+    return (
+        int(columns[0]),
+        int(rows[0]),
+        int(columns[-1] - columns[0] + 1),
+        int(rows[-1] - rows[0] + 1),
+    )
+
+
+def lesion_boxes(mask: np.ndarray, min_area: float) -> tuple[np.ndarray, list[Box]]:
+    """Connected components (8 neighbours) of a bool mask, without those below `min_area` of the frame.
+
+    Returns the label image (0 background, 1..n lesions in the order of the boxes) and the boxes (x, y, width, height).
+    """
+    labels, count = ndimage.label(mask, structure=np.ones((3, 3)))
+    areas = np.bincount(labels.ravel(), minlength=count + 1)
+    keep = [i for i in range(1, count + 1) if areas[i] >= min_area * mask.size]
+    renumber = np.zeros(count + 1, dtype="int32")
+    renumber[keep] = np.arange(1, len(keep) + 1)
+    labels = renumber[labels]
+    boxes = [
+        (columns.start, rows.start, columns.stop - columns.start, rows.stop - rows.start)
+        for rows, columns in ndimage.find_objects(labels)
+    ]
+    return labels, boxes
+
+
+def lesion_windows(boxes: list[Box], content: Box, params: CropParams, rng: np.random.Generator) -> list[Box]:
+    """Square windows around lesions, shifted and scaled at random, inside the content box: (x, y, side, side)."""
+    windows = []
+    for x, y, width, height in boxes:
+        for _ in range(params.positives_per_lesion):
+            scale = np.exp(rng.uniform(-params.scale_jitter, params.scale_jitter))
+            side = max(width, height) * (1 + params.context) * scale
+            shift = rng.uniform(-params.jitter, params.jitter, 2) * side
+            centre = np.array([x + width / 2, y + height / 2]) + shift
+            windows.append(tuple(map(int, _windows_inside(centre[None], np.array([side]), content)[0])))
+    return windows
+
+
+def background_windows(
+    image: np.ndarray,
+    lesions: np.ndarray,
+    boxes: list[Box],
+    content: Box,
+    params: CropParams,
+    rng: np.random.Generator,
+) -> list[Box]:
+    """Square windows without lesion, sized like windows around lesions where they fit: (x, y, side, side).
+
+    image: (height, width, 3) uint8. lesions: label image of `lesion_boxes`, specks included as 0.
+    A window is taken when lesion covers at most `max_overlap` of it, it holds at most that part of any one lesion,
+    and at most `max_black` of it is black margin. `hard_fraction` of them lie beside a lesion or on a highlight.
+    """
+    wanted = params.negatives_per_frame
+    short = min(content[2:])
+    if boxes:
+        lesion_side = np.array([max(w, h) for _, _, w, h in boxes], dtype=float) * (1 + params.context)
+        sides = rng.choice(lesion_side, CANDIDATES)
+        sides *= np.exp(rng.uniform(-params.scale_jitter, params.scale_jitter, CANDIDATES))
+        # Beside a large lesion only smaller windows fit: each further candidate is a little smaller.
+        sides *= np.linspace(1.0, 0.3, CANDIDATES)
+    else:
+        sides = short * np.exp(rng.uniform(np.log(0.2), np.log(0.8), CANDIDATES))
+    hard = np.arange(CANDIDATES) % 100 < 100 * params.hard_fraction
+    centres = np.where(
+        hard[:, None],
+        _hard_centres(image, boxes, sides, content, rng),
+        np.array(content[:2]) + rng.uniform(0, 1, (CANDIDATES, 2)) * np.array(content[2:]),
+    )
+    windows = _windows_inside(centres, sides, content)
+    covered = [_cover(lesions == i, windows) for i in range(1, len(boxes) + 1)]
+    allowed = _share(_cover(image.max(axis=2) <= MARGIN_LEVEL, windows), windows) <= params.max_black
+    if covered:
+        allowed &= _share(np.sum(covered, axis=0), windows) <= params.max_overlap
+        for i, inside in enumerate(covered, start=1):
+            allowed &= inside <= params.max_overlap * np.count_nonzero(lesions == i)
+    chosen: list[int] = []
+    for kind, count in ((True, round(wanted * params.hard_fraction)), (False, wanted)):
+        chosen += list(np.flatnonzero(allowed & (hard == kind))[: max(0, min(count, wanted - len(chosen)))])
+    return [tuple(map(int, windows[i])) for i in chosen]
+
+
+def _hard_centres(
+    image: np.ndarray, boxes: list[Box], sides: np.ndarray, content: Box, rng: np.random.Generator
+) -> np.ndarray:
+    """Centres beside a lesion (even rows) or on a highlight (odd rows); anywhere when there is neither: (n, 2) x, y."""
+    count = len(sides)
+    anywhere = np.array(content[:2]) + rng.uniform(0, 1, (count, 2)) * np.array(content[2:])
+    beside = anywhere
+    if boxes:
+        box = np.array(boxes, dtype=float)[rng.integers(len(boxes), size=count)]
+        angle = rng.uniform(0, 2 * np.pi, count)
+        direction = np.stack([np.cos(angle), np.sin(angle)], axis=1)
+        direction /= np.abs(direction).max(axis=1, keepdims=True)
+        reach = (box[:, 2:] + sides[:, None]) / 2 * rng.uniform(0.9, 1.2, (count, 1))
+        beside = box[:, :2] + box[:, 2:] / 2 + direction * reach
+    rows, columns = np.nonzero(image.min(axis=2) > HIGHLIGHT_LEVEL)
+    on_highlight = beside
+    if len(rows):
+        pick = rng.integers(len(rows), size=count)
+        on_highlight = np.stack([columns[pick], rows[pick]], axis=1).astype(float)
+    return np.where((np.arange(count) % 2 == 0)[:, None], beside, on_highlight)
+
+
+def _windows_inside(centres: np.ndarray, sides: np.ndarray, content: Box) -> np.ndarray:
+    """The square windows nearest to the wanted ones that lie inside `content`: (n, 4) int x, y, side, side."""
+    x, y, width, height = content
+    short = min(width, height)
+    side = np.clip(sides, min(SMALLEST_WINDOW, short), short).round().astype(int)
+    left = np.clip((centres[:, 0] - side / 2).round().astype(int), x, x + width - side)
+    top = np.clip((centres[:, 1] - side / 2).round().astype(int), y, y + height - side)
+    return np.stack([left, top, side, side], axis=1)
+
+
+def _cover(mask: np.ndarray, windows: np.ndarray) -> np.ndarray:
+    """Number of True pixels of `mask` in each window, by an integral image."""
+    total = np.pad(mask.cumsum(0, dtype="int32").cumsum(1, dtype="int32"), ((1, 0), (1, 0)))
+    x, y, width, height = windows.T
+    return total[y + height, x + width] - total[y, x + width] - total[y + height, x] + total[y, x]
+
+
+def _share(pixels: np.ndarray, windows: np.ndarray) -> np.ndarray:
+    return pixels / (windows[:, 2] * windows[:, 3])
+
+
+def cut(image: Image.Image, window: Box, size: int) -> np.ndarray:
+    """One window of a Pillow image as (size, size, 3) uint8, reduced with antialiasing."""
+    x, y, width, height = window
+    return np.asarray(image.resize((size, size), Image.Resampling.BILINEAR, box=(x, y, x + width, y + height)))
+
+
+def fit_whole(image: Image.Image, content: Box, size: int, whole_image: str) -> np.ndarray:
+    """The content of an image as (size, size, 3) uint8: squashed, or padded with black to keep its shape."""
+    if whole_image == "squash":
+        return cut(image, content, size)
+    x, y, width, height = content
+    scale = size / max(width, height)
+    inner = max(1, round(width * scale)), max(1, round(height * scale))
+    reduced = image.resize(inner, Image.Resampling.BILINEAR, box=(x, y, x + width, y + height))
+    square = Image.new("RGB", (size, size))
+    square.paste(reduced, ((size - inner[0]) // 2, (size - inner[1]) // 2))
+    return np.asarray(square)
+
+
+def crop_frame(frame: Frame, classes: list[str], params: CropParams, size: int, seed: int) -> FrameCrops:
+    """All crops of one frame; the draw depends on the seed and the frame's name alone.
+
+    Raises InputError when image or mask cannot be read or differ in size.
+    """
+    pixels = read_rgb(frame.image)
+    image = Image.fromarray(pixels)
+    content = content_box(pixels)
+    if frame.mask is None:
+        windows, labels = [content], [frame.label]
+        images = [fit_whole(image, content, size, params.whole_image)]
+    else:
+        mask = read_mask(frame.mask, params.mask_threshold, image.size, frame.image)
+        rng = generator(seed, "crop", frame.name)
+        lesions, boxes = lesion_boxes(mask, params.min_lesion_area)
+        around = lesion_windows(boxes, content, params, rng)
+        beside = background_windows(pixels, lesions, boxes, content, params, rng)
+        windows = around + beside
+        labels = [classes[-1]] * len(around) + [classes[0]] * len(beside)
+        images = [cut(image, window, size) for window in windows]
+    x, y, width, height = content
+    fingerprint = str(imagehash.phash(image.crop((x, y, x + width, y + height))))
+    rows = [
+        {
+            "label": label, "group": frame.group or frame.name, "frame": frame.name,
+            "x": window[0], "y": window[1], "width": window[2], "height": window[3],
+            "official": frame.official, "hash": fingerprint,
+        }
+        for window, label in zip(windows, labels, strict=True)
+    ]  # fmt: skip
+    stacked = np.stack(images) if images else np.zeros((0, size, size, 3), "uint8")
+    return FrameCrops(stacked, rows)
+
+
+def crop_frames(
+    frames: list[Frame], classes: list[str], params: CropParams, size: int, seed: int, workers: int = 2
+) -> Iterator[tuple[Frame, FrameCrops | InputError]]:
+    """Crops of each frame, in order, decoded in parallel; a frame that cannot be read yields its error."""
+
+    def attempt(frame: Frame) -> FrameCrops | InputError:
+        try:
+            return crop_frame(frame, classes, params, size, seed)
+        except InputError as error:
+            return error
+
+    with ThreadPoolExecutor(workers) as pool:
+        for start in range(0, len(frames), 64):
+            chunk = frames[start : start + 64]
+            yield from zip(chunk, pool.map(attempt, chunk), strict=True)
+
+
+def crop_all(
+    raw: Path, folder: Path, card: Card, params: CropParams, size: int, seed: int
+) -> tuple[pd.DataFrame, list[str]]:
+    """Crop every frame below `raw` and write `images.npy` and `index.csv` into `folder`, whole or not at all.
+
+    Returns the index and the names of the frames that were left out because they cannot be read.
+    Raises InputError on a broken frame unless `skip_broken`, and when a class gives no crop.
+    """
+    frames = read_frames(card, raw)
+    skipped = []
+    with whole_folder(folder) as temporary:
+        rows: list[dict] = []
+        with (temporary / "images.npy").open("wb") as stream:
+            _write_header(stream, 0, size)
+            results = crop_frames(frames, card.classes, params, size, seed)
+            for frame, result in progress(results, total=len(frames), desc="crop", unit="frame"):
+                if not isinstance(result, InputError):
+                    stream.write(result.images.tobytes())
+                    rows += result.rows
+                elif params.skip_broken:
+                    skipped.append(frame.name)
+                else:
+                    raise result
+            stream.seek(0)
+            _write_header(stream, len(rows), size)
+        index = pd.DataFrame(rows, columns=[name for name in INDEX_COLUMNS if name != "id"])
+        index.insert(0, "id", np.arange(len(index)))
+        for name in card.classes:
+            if not (index["label"] == name).any():
+                raise InputError(f"{raw}: no crop of class '{name}'; check the masks, {card_path(card.name)} and crop")
+        write_table(temporary / "index.csv", index)
+    return index, skipped
+
+
+def _write_header(stream: BinaryIO, count: int, size: int) -> None:
+    """NumPy pads this header so that the number of rows can grow without moving the data."""
+    header = {"descr": "|u1", "fortran_order": False, "shape": (count, size, size, 3)}
+    np.lib.format.write_array_header_1_0(stream, header)
+
+
+def describe_crops(index: pd.DataFrame, skipped: list[str]) -> dict:
+    """metrics/crop.json: how many frames and crops there are, and what was left out."""
+    return {
+        "frames": index["frame"].nunique(),
+        "crops": len(index),
+        "classes": index["label"].value_counts().sort_index().to_dict(),
+        "skipped": len(skipped),
+        "skipped_frames": skipped,
+    }
+
+
+def draw_sheet(path: Path, folder: Path, index: pd.DataFrame, classes: list[str], seed: int) -> None:
+    """A contact sheet: some crops of each class, drawn at random."""
+    images = read_images(folder)
+    rng = generator(seed, "crop", "sheet")
+    rows = []
+    for name in classes:
+        members = index.index[index["label"] == name].to_numpy()
+        count = min(len(members), SHEET_COLUMNS * max(1, SHEET_LINES // len(classes)))
+        rows.append((f"{name} ({len(members)} crops)", images[np.sort(rng.choice(members, count, replace=False))]))
+    save_contact_sheet(path, rows, SHEET_COLUMNS)

@@ -1,0 +1,128 @@
+"""Classifiers in code: the small CNN, and a head on a backbone, each one flat functional model that ends in logits."""
+
+from pathlib import Path
+from typing import Literal
+
+import keras
+import numpy as np
+
+from lesionlab.errors import InputError
+from lesionlab.files import read_json
+from lesionlab.models.backbones import Preprocessing, find_backbone
+from lesionlab.params import Section
+from lesionlab.seeds import derive_seed
+
+
+class Architecture(Section):
+    """What to build. backbone None: the small CNN with `filters`; otherwise a head on that backbone.
+
+    dense: units of the head's hidden layer, 0 for none. image_size: pixels.
+    """
+
+    backbone: str | None
+    filters: tuple[int, ...] = ()
+    pooling: Literal["average", "flatten"] = "average"
+    dense: int
+    dropout: float
+    image_size: int
+    classes: list[str]
+
+    @property
+    def preprocessing(self) -> Preprocessing:
+        """How pixels become the network's input."""
+        return "tf" if self.backbone is None else find_backbone(self.backbone).preprocessing
+
+    def boundary(self, unfrozen_blocks: int) -> str | None:
+        """Name of the layer at which the frozen part ends; None where nothing is frozen."""
+        return None if self.backbone is None else find_backbone(self.backbone).boundary(unfrozen_blocks)
+
+
+def build_network(architecture: Architecture, seed: int, weights: Path | None = None) -> keras.Model:
+    """(n, size, size, 3) preprocessed float32 to (n, classes) logits.
+
+    weights: folder of the weights stage for the backbone. New layers are drawn from `seed`.
+    Raises InputError when the weights do not fit the backbone.
+    """
+    keras.utils.set_random_seed(derive_seed(seed, "build"))
+    if architecture.backbone is None:
+        return _small_cnn(architecture)
+    backbone = find_backbone(architecture.backbone)
+    base = backbone.build(architecture.image_size)
+    if weights is not None:
+        load_backbone_weights(base, weights, architecture.backbone)
+    if architecture.pooling == "average":
+        x = keras.layers.GlobalAveragePooling2D(name="head_pool")(base.output)
+    else:
+        x = keras.layers.Flatten(name="head_flatten")(base.output)
+    return keras.Model(base.input, _head(x, architecture), name=architecture.backbone)
+
+
+def load_backbone_weights(base: keras.Model, folder: Path, backbone: str) -> None:
+    """Load what the weights stage fetched; weights `none` leave the network as it was drawn.
+
+    Raises InputError when the file belongs to another network.
+    """
+    described = read_json(folder / "weights.json")
+    if described["backbone"] != backbone:
+        raise InputError(f"{folder}: holds weights of {described['backbone']}, not {backbone}; run dvc repro")
+    if described["file"] is None:
+        return
+    path = folder / described["file"]
+    try:
+        base.load_weights(path)
+    except (ValueError, KeyError, OSError) as error:
+        reason = str(error).strip().splitlines()[0]
+        raise InputError(
+            f"{path}: these are not weights of {backbone} without its top ({reason}); "
+            "set model.weights or model.backbone so that they belong together"
+        ) from None
+
+
+def freeze(model: keras.Model, boundary: str | None) -> keras.Model:
+    """Freeze all layers up to `boundary` and every BatchNormalization of the backbone.
+
+    Returns the suffix: the part that trains, from the boundary's activation (or the input) to the logits, sharing its
+    layers with `model`. A frozen BatchNormalization uses its moving statistics in training too.
+    """
+    frozen = _up_to(model, boundary)
+    for layer in model.layers:
+        normalises = isinstance(layer, keras.layers.BatchNormalization)
+        layer.trainable = layer not in frozen and not normalises
+    if boundary is None:
+        return model
+    return keras.Model(model.get_layer(boundary).output, model.output, name="suffix")
+
+
+def prefix_of(model: keras.Model, boundary: str) -> keras.Model:
+    """The frozen part: from the input to the boundary's activation."""
+    return keras.Model(model.input, model.get_layer(boundary).output, name="prefix")
+
+
+def _up_to(model: keras.Model, boundary: str | None) -> set[keras.Layer]:
+    return set() if boundary is None else set(prefix_of(model, boundary).layers)
+
+
+def _small_cnn(architecture: Architecture) -> keras.Model:
+    size = architecture.image_size
+    inputs = keras.Input((size, size, 3))
+    x = inputs
+    for number, filters in enumerate(architecture.filters, start=1):
+        x = keras.layers.Conv2D(filters, 3, padding="same", activation="relu", name=f"conv{number}")(x)
+        x = keras.layers.MaxPooling2D(name=f"pool{number}")(x)
+    x = keras.layers.Flatten(name="head_flatten")(x)
+    return keras.Model(inputs, _head(x, architecture), name="small_cnn")
+
+
+def _head(x: keras.KerasTensor, architecture: Architecture) -> keras.KerasTensor:
+    if architecture.dense:
+        x = keras.layers.Dense(architecture.dense, activation="relu", name="head_dense")(x)
+    if architecture.dropout:
+        x = keras.layers.Dropout(architecture.dropout, name="head_dropout")(x)
+    return keras.layers.Dense(len(architecture.classes), dtype="float32", name="logits")(x)
+
+
+def softmax(logits: np.ndarray, temperature: float = 1.0) -> np.ndarray:
+    """(n, classes) logits to probabilities, in float64."""
+    scaled = np.asarray(logits, dtype="float64") / temperature
+    exponents = np.exp(scaled - scaled.max(axis=1, keepdims=True))
+    return exponents / exponents.sum(axis=1, keepdims=True)

@@ -1,0 +1,56 @@
+"""Pictures that stages share: contact sheets, and one colour for each model everywhere."""
+
+from pathlib import Path
+
+import matplotlib
+import numpy as np
+
+matplotlib.use("Agg")
+import matplotlib.pyplot as plt
+
+from lesionlab.files import whole_file
+
+# Okabe and Ito's palette, told apart by colour-blind readers too.
+MODEL_COLOURS = {"baseline": "#E69F00", "transfer": "#0072B2", "finetune": "#009E73"}
+LESION_COLOUR = "#56B4E9"
+HIT_COLOUR = "#009E73"
+MISS_COLOUR = "#D55E00"
+GAP = 2  # pixels between the pictures of a contact sheet
+
+
+def save_figure(figure: plt.Figure, path: Path) -> None:
+    """Write a figure as PNG, whole or not at all, with the same bytes at every run."""
+    with whole_file(path) as temporary:
+        figure.savefig(temporary, format="png", dpi=110, bbox_inches="tight", metadata={"Software": None})
+    plt.close(figure)
+
+
+def save_contact_sheet(path: Path, rows: list[tuple[str, np.ndarray]], columns: int) -> None:
+    """Titled blocks of equal pictures, `columns` a line.
+
+    rows: (title, images (n, size, size, 3) uint8), one a block.
+    """
+    size = rows[0][1].shape[1]
+    width = columns * (size + GAP) - GAP
+    sheets = [_grid(images, columns, width) for _, images in rows]
+    heights = [sheet.shape[0] for sheet in sheets]
+    inches = 9.0
+    figure, axes = plt.subplots(
+        len(rows), 1, figsize=(inches, inches * sum(heights) / width + 0.4 * len(rows)),
+        gridspec_kw={"height_ratios": heights}, squeeze=False,
+    )  # fmt: skip
+    for axis, sheet, (title, _) in zip(axes[:, 0], sheets, rows, strict=True):
+        axis.imshow(sheet, interpolation="nearest")
+        axis.set_title(title, loc="left", fontsize=10)
+        axis.axis("off")
+    save_figure(figure, path)
+
+
+def _grid(images: np.ndarray, columns: int, width: int) -> np.ndarray:
+    size = images.shape[1] if len(images) else 8
+    lines = max(1, -(-len(images) // columns))
+    sheet = np.full((lines * (size + GAP) - GAP, width, 3), 255, dtype="uint8")
+    for position, image in enumerate(images):
+        top, left = position // columns * (size + GAP), position % columns * (size + GAP)
+        sheet[top : top + size, left : left + size] = image
+    return sheet

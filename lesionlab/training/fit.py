@@ -1,0 +1,162 @@
+"""One run of training: the order of every epoch drawn from (seed, stage, epoch), the best epoch kept."""
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+
+import keras
+import numpy as np
+import pandas as pd
+from sklearn.metrics import log_loss, roc_auc_score
+
+from lesionlab.errors import InputError
+from lesionlab.models.networks import softmax
+from lesionlab.models.saved import pad_batch
+from lesionlab.params import FitParams, TrainingParams
+from lesionlab.progress import progress
+from lesionlab.seeds import derive_seed, generator
+from lesionlab.training.prefix import PLAIN, Inputs
+
+
+@dataclass(frozen=True)
+class Task:
+    """Which crops train and validate. labels: (n,) class numbers of all crops; train, val: row numbers."""
+
+    labels: np.ndarray
+    train: np.ndarray
+    val: np.ndarray
+    classes: int
+
+
+@dataclass(frozen=True)
+class Fit:
+    """What training gave. history: a row an epoch. val_probabilities: (len(val), classes) at the best epoch."""
+
+    history: pd.DataFrame
+    best_epoch: int
+    val_probabilities: np.ndarray
+
+
+def fit(
+    suffix: keras.Model,
+    inputs: Inputs,
+    task: Task,
+    settings: FitParams,
+    training: TrainingParams,
+    *,
+    stage: str,
+    seed: int,
+    copies: int,
+) -> Fit:
+    """Train `suffix` in place and leave it at its epoch of lowest validation loss.
+
+    copies: how many augmented versions of a crop exist; 0 for a new version at every epoch. Ignored where
+    `settings.augment` is false.
+    Raises InputError when the loss is not a number.
+    """
+    steps = -(-len(task.train) // training.batch_size)
+    copies = copies if settings.augment else 0
+    _compile(suffix, settings, training, steps)
+    versions = list(range(copies)) if copies else [PLAIN]
+    if not (settings.augment and not copies):
+        inputs.prepare(task.train, versions, f"{stage}: frozen blocks, training crops")
+    inputs.prepare(task.val, [PLAIN], f"{stage}: frozen blocks, validation crops")
+    weights = _class_weights(task, training.class_weights)
+    targets = np.eye(task.classes, dtype="float32")[task.labels]
+    rows, best = [], None
+    with progress(total=settings.epochs * steps, desc=stage, unit="step") as bar:
+        for epoch in range(settings.epochs):
+            sums = np.zeros(2)
+            batches = _epoch_batches(task.train, epoch, steps, settings, training, stage, seed, copies)
+            for step, (chosen, chosen_versions) in enumerate(batches):
+                _seed_dropout(suffix, derive_seed(seed, stage, "dropout", epoch, step))
+                batch = inputs.read(chosen, chosen_versions), targets[chosen], weights[task.labels[chosen]]
+                loss, accuracy = suffix.train_on_batch(*batch)
+                sums += float(loss), float(accuracy)
+                if not np.isfinite(loss):
+                    raise InputError(
+                        f"{stage}: the loss is {loss} at epoch {epoch}, step {step}; "
+                        f"lower {stage}.learning_rate in params.yaml (is {settings.learning_rate:g})"
+                    )
+                bar.update()
+            probabilities = predict_rows(suffix, inputs, task.val)
+            row = {"epoch": epoch, "loss": sums[0] / steps, "accuracy": sums[1] / steps}
+            row |= _validate(task.labels[task.val], probabilities)
+            row["learning_rate"] = float(suffix.optimizer.learning_rate)
+            rows.append(row)
+            bar.set_postfix(val_loss=f"{row['val_loss']:.3f}", val_accuracy=f"{row['val_accuracy']:.3f}")
+            if best is None or row["val_loss"] < best[0]:
+                best = row["val_loss"], epoch, suffix.get_weights(), probabilities
+            elif epoch - best[1] >= settings.patience:
+                break
+    _, best_epoch, best_weights, probabilities = best
+    suffix.set_weights(best_weights)
+    return Fit(pd.DataFrame(rows), best_epoch, probabilities)
+
+
+def predict_rows(suffix: keras.Model, inputs: Inputs, rows: np.ndarray) -> np.ndarray:
+    """Class probabilities of plain crops through the trainable part: (len(rows), classes)."""
+    logits = []
+    for start in range(0, len(rows), inputs.batch_size):
+        batch = rows[start : start + inputs.batch_size]
+        values = inputs.read(batch, np.full(len(batch), PLAIN))
+        logits.append(np.asarray(suffix.predict_on_batch(pad_batch(values, inputs.batch_size)))[: len(batch)])
+    return softmax(np.concatenate(logits))
+
+
+def _compile(suffix: keras.Model, settings: FitParams, training: TrainingParams, steps: int) -> None:
+    rate = settings.learning_rate
+    if settings.schedule == "cosine":
+        rate = keras.optimizers.schedules.CosineDecay(rate, settings.epochs * steps)
+    suffix.compile(
+        optimizer=keras.optimizers.Adam(rate),
+        loss=keras.losses.CategoricalCrossentropy(from_logits=True, label_smoothing=training.label_smoothing),
+        metrics=["accuracy"],
+        jit_compile=False,
+    )
+
+
+def _epoch_batches(
+    train: np.ndarray,
+    epoch: int,
+    steps: int,
+    settings: FitParams,
+    training: TrainingParams,
+    stage: str,
+    seed: int,
+    copies: int,
+) -> Iterator[tuple[np.ndarray, np.ndarray]]:
+    """Rows and versions of each batch; all are of one size, the last is filled from the epoch's start."""
+    order = np.resize(generator(seed, stage, "order", epoch).permutation(len(train)), steps * training.batch_size)
+    if not settings.augment:
+        versions = np.full(len(train), PLAIN)
+    elif copies:
+        first = generator(seed, stage, "copies").integers(copies, size=len(train))
+        versions = (first + epoch) % copies
+    else:
+        versions = np.full(len(train), epoch)
+    for step in range(steps):
+        chosen = order[step * training.batch_size : (step + 1) * training.batch_size]
+        yield train[chosen], versions[chosen]
+
+
+def _class_weights(task: Task, balanced: bool) -> np.ndarray:
+    counts = np.bincount(task.labels[task.train], minlength=task.classes)
+    if not balanced:
+        return np.ones(task.classes, dtype="float32")
+    return (len(task.train) / (task.classes * np.maximum(counts, 1))).astype("float32")
+
+
+def _validate(labels: np.ndarray, probabilities: np.ndarray) -> dict[str, float]:
+    classes = probabilities.shape[1]
+    scores = probabilities[:, 1] if classes == 2 else probabilities
+    return {
+        "val_loss": float(log_loss(labels, probabilities, labels=np.arange(classes))),
+        "val_accuracy": float((probabilities.argmax(axis=1) == labels).mean()),
+        "val_auc": float(roc_auc_score(labels, scores, multi_class="ovr", labels=np.arange(classes))),
+    }
+
+
+def _seed_dropout(model: keras.Model, seed: int) -> None:
+    for layer in model.layers:
+        if isinstance(layer, keras.layers.Dropout):
+            layer.seed_generator.state.assign(np.array([seed, 0], dtype="uint32"))

@@ -1,0 +1,166 @@
+"""What the three training stages share: crops and split in; model, metrics, history and a tracked run out."""
+
+import time
+from dataclasses import dataclass
+from pathlib import Path
+
+import keras
+import numpy as np
+from sklearn.metrics import log_loss, roc_auc_score
+
+from lesionlab import tracking
+from lesionlab.errors import InputError
+from lesionlab.files import (
+    file_digest,
+    read_images,
+    read_index,
+    read_json,
+    read_split,
+    write_json,
+    write_table,
+)
+from lesionlab.models.backbones import find_backbone
+from lesionlab.models.networks import Architecture, freeze, prefix_of
+from lesionlab.models.saved import Classifier, Description, save_classifier
+from lesionlab.params import FitParams, Params
+from lesionlab.training.backend import environment
+from lesionlab.training.fit import Fit, Task, fit
+from lesionlab.training.prefix import Inputs, cache_folder
+from lesionlab.training.threshold import choose_threshold
+
+BYTES_A_GIB = 2**30
+
+
+@dataclass(frozen=True)
+class Paths:
+    """What a training stage reads (crops, split, proof) and writes (model, metrics, history)."""
+
+    crops: Path
+    split: Path
+    proof: Path
+    model: Path
+    metrics: Path
+    history: Path
+
+
+def run_training(
+    stage: str,
+    network: keras.Model,
+    architecture: Architecture,
+    unfrozen_blocks: int,
+    settings: FitParams,
+    params: Params,
+    paths: Paths,
+) -> None:
+    """Train `network` with its last `unfrozen_blocks` blocks (and its head) unfrozen, and write everything.
+
+    Raises InputError when crops are not of the architecture's size, the network has fewer blocks, or the loss is NaN.
+    """
+    started = time.perf_counter()
+    boundary = architecture.boundary(unfrozen_blocks)
+    images = read_images(paths.crops)
+    if images.shape[1] != architecture.image_size:
+        raise InputError(
+            f"{paths.crops}: crops are {images.shape[1]} px, the network takes {architecture.image_size}; run dvc repro"
+        )
+    task = read_task(paths.crops, paths.split, architecture.classes)
+    suffix = freeze(network, boundary)
+    inputs = Inputs(
+        images,
+        architecture.preprocessing,
+        params.augment,
+        params.seed,
+        params.training.batch_size,
+        params.training.threads,
+        prefix=prefix_of(network, boundary) if boundary else None,
+        cache=cache_folder() if params.training.prefix_cache else None,
+        cache_bytes=params.training.prefix_cache_gib * BYTES_A_GIB,
+    )
+    copies = params.augment.copies if boundary else 0
+    result = fit(suffix, inputs, task, settings, params.training, stage=stage, seed=params.seed, copies=copies)
+    proof = read_json(paths.proof)
+    description = Description(
+        architecture=architecture,
+        stage=stage,
+        dataset=params.dataset,
+        protocol=proof["protocol"],
+        seed=params.seed,
+        unfrozen_blocks=None if architecture.backbone is None else unfrozen_blocks,
+        blocks=_block_ends(architecture),
+        threshold=_threshold(task, result),
+        environment=environment(params.training.threads),
+    )
+    save_classifier(paths.model, Classifier(description, network))
+    metrics = describe_training(task, result, proof, network, suffix, params.seed)
+    write_json(paths.metrics, metrics)
+    write_table(paths.history, result.history)
+    seconds = time.perf_counter() - started
+    print(
+        f"{stage}: validation accuracy {metrics['validation']['accuracy']:.4f}, AUC {metrics['validation']['auc']:.4f} "
+        f"at epoch {result.best_epoch} of {len(result.history)}, {seconds:.0f} s"
+    )
+    tracking.log_stage(
+        stage,
+        params={
+            "seed": params.seed,
+            "dataset": params.dataset,
+            stage: settings.model_dump(),
+            "training": params.training.model_dump(),
+            "augment": params.augment.model_dump(),
+            "architecture": architecture.model_dump(),
+        },
+        history=result.history,
+        metrics={f"validation.{name}": value for name, value in metrics["validation"].items()},
+        tags={
+            "lesionlab.dataset": params.dataset,
+            "lesionlab.protocol": proof["protocol"],
+            "lesionlab.index_sha256": file_digest(paths.crops / "index.csv"),
+            "lesionlab.split_sha256": file_digest(paths.split),
+        },
+        seconds=seconds,
+    )
+
+
+def read_task(crops: Path, split: Path, classes: list[str]) -> Task:
+    """Class numbers, and the rows that train and validate. Raises InputError on a label that is not in `classes`."""
+    index = read_split(split, read_index(crops))
+    unknown = sorted(set(index["label"]) - set(classes))
+    if unknown:
+        raise InputError(f"{crops / 'index.csv'}: label '{unknown[0]}' is not one of {', '.join(classes)}")
+    labels = index["label"].map({name: number for number, name in enumerate(classes)}).to_numpy()
+    subset = index["subset"].to_numpy()
+    return Task(labels, np.flatnonzero(subset == "train"), np.flatnonzero(subset == "val"), len(classes))
+
+
+def describe_training(
+    task: Task, result: Fit, proof: dict, network: keras.Model, suffix: keras.Model, seed: int
+) -> dict:
+    """metrics/<stage>.json: protocol and seed, validation figures at the best epoch, size of the network."""
+    labels, probabilities = task.labels[task.val], result.val_probabilities
+    scores = probabilities[:, 1] if task.classes == 2 else probabilities
+    numbers = np.arange(task.classes)
+    return {
+        "protocol": proof["protocol"],
+        "group_disjoint": proof["group_disjoint"],
+        "seed": seed,
+        "validation": {
+            "accuracy": float((probabilities.argmax(axis=1) == labels).mean()),
+            "auc": float(roc_auc_score(labels, scores, multi_class="ovr", labels=numbers)),
+            "loss": float(log_loss(labels, probabilities, labels=numbers)),
+            "crops": len(labels),
+        },
+        "best_epoch": result.best_epoch,
+        "epochs": len(result.history),
+        "parameters": network.count_params(),
+        "trained_parameters": sum(int(np.prod(weight.shape)) for weight in suffix.trainable_weights),
+    }
+
+
+def _threshold(task: Task, result: Fit) -> float | None:
+    if task.classes != 2:
+        return None
+    return choose_threshold(task.labels[task.val], result.val_probabilities[:, 1])
+
+
+def _block_ends(architecture: Architecture) -> list[str]:
+    return [] if architecture.backbone is None else list(find_backbone(architecture.backbone).block_ends)

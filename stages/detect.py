@@ -1,0 +1,56 @@
+"""detect: slide windows over whole frames; boxes, heat maps, FROC.
+
+reads   models/finetune, data/raw, data/crops/index.csv, data/split.csv, metrics/split.json, datasets/<dataset>.yaml
+writes  data/detections.csv   frame, x, y, width, height, score, lesion (0: false positive) on test frames
+        metrics/detect.json   figures at the threshold chosen on validation frames; FROC
+        plots/detections/     froc.csv, froc.png, overlays of the best, the median and the worst frames
+params  dataset, seed, training, crop, evaluate.resamples, detect
+
+On your own pictures, without masks and without DVC:
+        python -m stages.detect --model models/finetune --frames my_folder --out found/
+"""
+
+from pathlib import Path
+from typing import Annotated
+
+from typer import Option
+
+from lesionlab.errors import InputError
+from lesionlab.params import read_params
+from lesionlab.stage import run
+
+
+def main(
+    model: Annotated[Path, Option(help="folder of the model")],
+    frames: Annotated[Path | None, Option(help="your own pictures: a folder of them")] = None,
+    out: Annotated[Path | None, Option(help="your own pictures: folder to write boxes, heat maps, overlays to")] = None,
+    threshold: Annotated[float | None, Option(help="your own pictures: lowest score of a box")] = None,
+    raw: Annotated[Path | None, Option(help="folder that the download stage filled")] = None,
+    crops: Annotated[Path | None, Option(help="folder of the crop stage")] = None,
+    split: Annotated[Path | None, Option(help="CSV of the split stage")] = None,
+    proof: Annotated[Path | None, Option(help="JSON of the split stage")] = None,
+    detections: Annotated[Path | None, Option(help="CSV file to write")] = None,
+    metrics: Annotated[Path | None, Option(help="JSON file to write, or to read the operating threshold from")] = None,
+    plots: Annotated[Path | None, Option(help="folder to write FROC and overlays to")] = None,
+) -> None:
+    from lesionlab.training.backend import start_keras
+
+    params = read_params()
+    start_keras(params.training.threads)  # before anything that imports Keras
+    from lesionlab.data.cards import read_card
+    from lesionlab.detection.run import Paths, detect_folder, run_detection
+
+    if frames is not None and out is not None:
+        detect_folder(model, frames, out, params, threshold)
+        return
+    paths = (raw, crops, split, proof, detections, metrics, plots)
+    if frames is not None or out is not None or None in paths:
+        raise InputError(
+            "detect: give --frames and --out for your own pictures, or all of --raw, --crops, --split, --proof, "
+            "--detections, --metrics and --plots"
+        )
+    run_detection(Paths(model, *paths), read_card(params.dataset), params)
+
+
+if __name__ == "__main__":
+    run(main, __doc__)
