@@ -1,6 +1,7 @@
 """How stages exchange files: whole or not at all, and the same bytes from the same content."""
 
 import contextlib
+import errno
 import hashlib
 import json
 import os
@@ -34,7 +35,8 @@ def whole_file(path: Path) -> Iterator[Path]:
     path.parent.mkdir(parents=True, exist_ok=True)
     temporary = path.with_name(f".{path.name}.{os.getpid()}.partial")
     try:
-        yield temporary
+        with _full_disk_names(path, temporary):
+            yield temporary
         temporary.replace(path)
     finally:
         temporary.unlink(missing_ok=True)
@@ -47,12 +49,28 @@ def whole_folder(path: Path) -> Iterator[Path]:
     temporary = Path(tempfile.mkdtemp(prefix=f".{path.name}.", suffix=".partial", dir=path.parent))
     try:
         temporary.chmod(0o755)
-        yield temporary
+        with _full_disk_names(path, temporary):
+            yield temporary
         if path.exists():
             shutil.rmtree(path)
         temporary.replace(path)
     finally:
         shutil.rmtree(temporary, ignore_errors=True)
+
+
+@contextlib.contextmanager
+def _full_disk_names(path: Path, temporary: Path) -> Iterator[None]:
+    """Let a write that fails for want of space name the output: it knows no name, or one in `temporary`."""
+    try:
+        yield
+    except OSError as error:
+        if error.errno in (errno.ENOSPC, errno.EDQUOT):
+            for name in ("filename", "filename2"):
+                given = getattr(error, name)
+                if given is not None:
+                    setattr(error, name, str(given).replace(str(temporary), str(path)))
+            error.filename = error.filename or str(path)
+        raise
 
 
 def file_digest(path: Path, algorithm: str = "sha256") -> str:
@@ -128,7 +146,7 @@ def read_images(crops: Path) -> np.ndarray:
         return np.load(path, mmap_mode="r")
     except FileNotFoundError:
         raise InputError(f"{path}: not found; run the stage that writes it (dvc repro crop)") from None
-    except ValueError as error:
+    except (ValueError, EOFError) as error:
         raise InputError(f"{path}: not a NumPy array ({error}); run dvc repro --force crop") from None
 
 

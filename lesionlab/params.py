@@ -2,7 +2,8 @@
 
 import difflib
 from pathlib import Path
-from typing import Annotated, Literal
+from types import NoneType, UnionType
+from typing import Annotated, Literal, Union, get_args, get_origin
 
 from pydantic import BaseModel, ConfigDict, Field, PositiveInt, ValidationError, model_validator
 from ruamel.yaml import YAML
@@ -133,6 +134,7 @@ class EvaluateParams(Section):
 class DetectParams(Section):
     """Windows slid over whole frames."""
 
+    mode: Literal["dense", "windows"]
     window_sizes: Annotated[list[Annotated[float, Field(gt=0, le=1)]], Field(min_length=1)]
     stride: Annotated[float, Field(gt=0, le=1)]
     overlap: Fraction
@@ -173,7 +175,7 @@ def read_yaml(path: Path, schema: type[Section]) -> Section:
     try:
         return schema.model_validate(content)
     except ValidationError as error:
-        lines = [_describe(problem, schema) for problem in error.errors()]
+        lines = _describe(error.errors(), schema)
         raise InputError("\n       ".join(f"{path}: {line}" for line in lines)) from None
 
 
@@ -184,26 +186,58 @@ def read_params(path: Path = Path("params.yaml")) -> Params:
     return read_yaml(path, Params)
 
 
-def _describe(problem: dict, schema: type[BaseModel]) -> str:
-    where = ".".join(str(part) for part in problem["loc"])
-    if problem["type"] == "extra_forbidden":
-        known = _keys(schema, problem["loc"][:-1])
-        near = difflib.get_close_matches(str(problem["loc"][-1]), known, n=1)
-        hint = f"did you mean '{near[0]}'?" if near else f"known here: {', '.join(known)}"
-        return f"unknown key '{where}'; {hint}"
-    if problem["type"] == "missing":
-        return f"key '{where}' is missing"
-    message = problem["msg"].removeprefix("Value error, ")
-    return f"{where}: {message} (is: {problem['input']!r})" if where else message
+def _describe(problems: list[dict], schema: type[BaseModel]) -> list[str]:
+    """One line a place in the file; what a union of types says about one place is joined by 'or'."""
+    lines: dict[str, list[str]] = {}
+    for problem in problems:
+        where, _ = _place(schema, problem["loc"])
+        if problem["type"] == "extra_forbidden":
+            _, known = _place(schema, problem["loc"][:-1])
+            near = difflib.get_close_matches(str(problem["loc"][-1]), known, n=1)
+            hint = f"did you mean '{near[0]}'?" if near else f"known here: {', '.join(known)}"
+            lines.setdefault(f"unknown key '{where}'; {hint}", [])
+        elif problem["type"] == "missing":
+            lines.setdefault(f"key '{where}' is missing", [])
+        else:
+            message = problem["msg"].removeprefix("Value error, ")
+            given = problem["input"]
+            shown = "" if isinstance(given, dict) else f" (is: {given!r})"
+            lines.setdefault(f"{where}: " if where else "", []).append(message + shown)
+    return [start + " or ".join(messages) for start, messages in lines.items()]
 
 
-def _keys(schema: type[BaseModel], location: tuple) -> list[str]:
+def _place(schema: type[BaseModel], location: tuple) -> tuple[str, list[str]]:
+    """What a user would call a problem's place, and the keys known there.
+
+    Pydantic's location also holds the tag of each union that it went through; no user wrote those.
+    """
+    names, here = [], [schema]
     for part in location:
-        field = schema.model_fields.get(part) if isinstance(part, str) else None
-        annotation = field.annotation if field else None
-        candidates = [annotation, *getattr(annotation, "__args__", ())]
-        models = [item for item in candidates if isinstance(item, type) and issubclass(item, BaseModel)]
-        if not models:
-            return []
-        schema = models[0]
-    return [field.alias or name for name, field in schema.model_fields.items()]
+        models = [kind for kind in here if isinstance(kind, type) and issubclass(kind, BaseModel)]
+        if len(here) > 1:
+            here = [kind for kind in models if _tag(kind) == part] or here[:1]
+            continue
+        names.append(str(part))
+        if models:
+            field = models[0].model_fields.get(part)
+            here = _choices(field.annotation) if field else [object]
+        else:
+            inner = [kind for kind in get_args(here[0]) if kind is not Ellipsis]
+            here = _choices(inner[-1]) if inner else [object]
+    models = [kind for kind in here if isinstance(kind, type) and issubclass(kind, BaseModel)]
+    return ".".join(names), [name for model in models for name in model.model_fields]
+
+
+def _choices(annotation: object) -> list:
+    """The types that an annotation allows, None aside."""
+    if get_origin(annotation) is Annotated:
+        return _choices(get_args(annotation)[0])
+    if get_origin(annotation) in (Union, UnionType):
+        return [kind for member in get_args(annotation) for kind in _choices(member) if kind is not NoneType]
+    return [annotation]
+
+
+def _tag(model: type[BaseModel]) -> str:
+    """What tells a model from the others of its union: its `kind`, or else its class name."""
+    kind = model.model_fields.get("kind")
+    return get_args(kind.annotation)[0] if kind else model.__name__

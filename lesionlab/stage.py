@@ -18,7 +18,7 @@ def run(main: Callable, help_text: str) -> None:
     except InputError as error:
         sys.exit(f"error: {error}")
     except OSError as error:
-        if error.errno != errno.ENOSPC:
+        if error.errno not in (errno.ENOSPC, errno.EDQUOT):
             raise
-        where = error.filename or "the disk"
+        where = error.filename2 or error.filename or "the disk"  # of two files of a copy the second is written
         sys.exit(f"error: {where}: no space left; free some (dvc gc --workspace shows how) and run again")

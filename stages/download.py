@@ -13,8 +13,8 @@ import typer
 
 from lesionlab.data.cards import read_card, resolve_model
 from lesionlab.data.download import download_images
+from lesionlab.data.weights import fetch_weights
 from lesionlab.models.backbones import find_backbone
-from lesionlab.models.weights import fetch_weights
 from lesionlab.params import read_params
 from lesionlab.stage import run
 

@@ -2,12 +2,15 @@
 
 import re
 from pathlib import Path
-from typing import Annotated, Literal
+from typing import Annotated, Literal, get_args
 
-from pydantic import Field, PositiveInt, model_validator
+from pydantic import Discriminator, Field, PositiveInt, Tag, model_validator
 
 from lesionlab.errors import InputError
 from lesionlab.params import ModelParams, Section, read_yaml
+
+Subset = Literal["train", "val", "test"]
+SUBSETS: tuple[Subset, ...] = get_args(Subset)
 
 
 class Source(Section):
@@ -35,11 +38,14 @@ class ClassFolders(Section):
 
     kind: Literal["class-folders"]
     folders: dict[str, str] | None = None
-    subsets: dict[str, Literal["train", "val", "test"]] | None = None
+    subsets: dict[str, Subset] | None = None
 
 
 class Table(Section):
-    """A CSV with a row an image; the keys name its columns, paths are relative to the CSV."""
+    """A CSV with a row an image; the keys name its columns, paths are relative to the CSV.
+
+    Images have a label each or a mask each. The column `subset` holds train, val, test or nothing.
+    """
 
     kind: Literal["table"]
     file: str
@@ -47,6 +53,12 @@ class Table(Section):
     label: str | None = None
     mask: str | None = None
     subset: str | None = None
+
+    @model_validator(mode="after")
+    def _label_or_mask(self) -> "Table":
+        if (self.label is None) == (self.mask is None):
+            raise ValueError("takes exactly one of label (a class an image) and mask (lesions are cut out)")
+        return self
 
 
 class PhantomLayout(Section):
@@ -71,13 +83,20 @@ class GroupRule(Section):
     def _one_rule(self) -> "GroupRule":
         given = [name for name in ("column", "pattern", "ranges") if getattr(self, name) is not None]
         if len(given) != 1:
-            raise ValueError("groups takes exactly one of column, pattern, ranges")
+            raise ValueError("takes exactly one of column, pattern, ranges, or is the word none or near-duplicates")
         if self.pattern is not None:
             try:
                 re.compile(self.pattern)
             except re.error as error:
-                raise ValueError(f"groups.pattern is not a regular expression: {error}") from None
+                raise ValueError(f"pattern {self.pattern!r} is not a regular expression: {error}") from None
         return self
+
+
+# Tells which of the two a user meant, so that one of them, not both, says what is wrong.
+Groups = Annotated[
+    Annotated[GroupRule, Tag("GroupRule")] | Annotated[Literal["none", "near-duplicates"], Tag("word")],
+    Discriminator(lambda given: "GroupRule" if isinstance(given, dict | GroupRule) else "word"),
+]
 
 
 class Recommended(Section):
@@ -101,9 +120,24 @@ class Card(Section):
     obtain: str | None = None
     layout: Annotated[MaskPairs | ClassFolders | Table | PhantomLayout, Field(discriminator="kind")]
     classes: Annotated[list[str], Field(min_length=2)]
-    groups: GroupRule | Literal["none", "near-duplicates"]
-    official_split: bool = False
+    groups: Groups
     recommended: Recommended
+
+    @model_validator(mode="after")
+    def _parts_fit_each_other(self) -> "Card":
+        layout = self.layout
+        if len(set(self.classes)) < len(self.classes):
+            raise ValueError(f"classes: {self.classes} names one twice")
+        if isinstance(layout, ClassFolders):
+            for folder, label in (layout.folders or {}).items():
+                if label not in self.classes:
+                    raise ValueError(f"layout.folders: '{folder}' is of class '{label}', not in classes {self.classes}")
+        elif not (isinstance(layout, Table) and layout.label) and len(self.classes) != 2:
+            raise ValueError(f"classes: {self.classes} must be two with masks: without lesion first, with lesion last")
+        column = isinstance(self.groups, GroupRule) and self.groups.column is not None
+        if column and not isinstance(layout, Table | PhantomLayout):
+            raise ValueError(f"groups.column needs the layout table, but layout.kind is {layout.kind}")
+        return self
 
     @property
     def group_disjoint(self) -> bool:

@@ -13,7 +13,7 @@ from PIL import Image
 from scipy import ndimage
 
 from lesionlab.data.cards import Card, card_path
-from lesionlab.data.readers import Frame, read_frames, read_mask, read_rgb
+from lesionlab.data.readers import BrokenImageError, Frame, read_frames, read_mask, read_rgb
 from lesionlab.errors import InputError
 from lesionlab.files import INDEX_COLUMNS, read_images, whole_folder, write_table
 from lesionlab.params import CropParams
@@ -260,7 +260,7 @@ def crop_all(
                 if not isinstance(result, InputError):
                     stream.write(result.images.tobytes())
                     rows += result.rows
-                elif params.skip_broken:
+                elif params.skip_broken and isinstance(result, BrokenImageError):
                     skipped.append(frame.name)
                 else:
                     raise result
@@ -270,7 +270,10 @@ def crop_all(
         index.insert(0, "id", np.arange(len(index)))
         for name in card.classes:
             if not (index["label"] == name).any():
-                raise InputError(f"{raw}: no crop of class '{name}'; check the masks, {card_path(card.name)} and crop")
+                raise InputError(
+                    f"{raw}: no crop of class '{name}'; check the masks, {card_path(card.name)} and the section crop "
+                    "of params.yaml"
+                )
         write_table(temporary / "index.csv", index)
     return index, skipped
 

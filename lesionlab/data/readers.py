@@ -1,19 +1,30 @@
 """From a folder of raw files to a list of frames, as the card says how it is laid out."""
 
+import glob
+import os
 import re
+import struct
 from dataclasses import dataclass
+from itertools import pairwise
 from pathlib import Path
 
 import numpy as np
 import pandas as pd
 from PIL import Image, ImageOps, UnidentifiedImageError
 
-from lesionlab.data.cards import Card, ClassFolders, GroupRule, MaskPairs, PhantomLayout, Table, card_path
+from lesionlab.data.cards import SUBSETS, Card, ClassFolders, GroupRule, MaskPairs, PhantomLayout, Table, card_path
 from lesionlab.errors import InputError
 from lesionlab.files import read_table
 
 IMAGE_SUFFIXES = (".png", ".jpg", ".jpeg", ".tif", ".tiff", ".bmp")
+_UNREADABLE = (
+    OSError, UnidentifiedImageError, Image.DecompressionBombError, SyntaxError, ValueError, EOFError, struct.error
+)  # fmt: skip
 PHANTOM_TABLE = Table(kind="table", file="frames.csv", image="image", mask="mask")
+
+
+class BrokenImageError(InputError):
+    """An image file that cannot be decoded; the only kind of error that crop.skip_broken leaves out."""
 
 
 @dataclass(frozen=True)
@@ -46,11 +57,17 @@ def read_frames(card: Card, raw: Path) -> list[Frame]:
     frames = sorted(readers[type(layout)](card, layout, raw), key=lambda frame: frame.name)
     if not frames:
         raise InputError(f"{raw}: no image found that {card_path(card.name)} describes (layout {layout.kind})")
+    for first, second in pairwise(frames):
+        if first.name == second.name:
+            raise InputError(f"{raw}: {first.name} is listed twice; keep one row for each image")
     if frames[0].mask is None:
         present = {frame.label for frame in frames}
         for name in card.classes:
             if name not in present:
-                raise InputError(f"{raw}: class '{name}' of {card_path(card.name)} has no image")
+                raise InputError(
+                    f"{raw}: class '{name}' of {card_path(card.name)} has no image; add images, or correct classes "
+                    "and layout in the card"
+                )
     return frames
 
 
@@ -58,7 +75,7 @@ def read_rgb(path: Path) -> np.ndarray:
     """Decode an image to (height, width, 3) uint8 RGB; greyscale of 16 bits is windowed between its percentiles.
 
     Pillow is the one decoder of this project: decoders differ by up to six grey levels on the same JPEG.
-    Raises InputError when the file is truncated or not an image.
+    Raises BrokenImageError when the file is truncated, not an image or too large for Pillow's limit.
     """
     try:
         with Image.open(path) as image:
@@ -66,8 +83,8 @@ def read_rgb(path: Path) -> np.ndarray:
             if image.mode.startswith("I") or image.mode == "F":
                 return np.repeat(_window(np.asarray(image, dtype="float32"))[..., None], 3, axis=2)
             return np.asarray(image.convert("RGB"))
-    except (OSError, UnidentifiedImageError, SyntaxError, ValueError) as error:
-        raise InputError(
+    except _UNREADABLE as error:
+        raise BrokenImageError(
             f"{path}: cannot be read as an image ({error}); replace the file, or leave it out with "
             "crop.skip_broken=true"
         ) from None
@@ -82,7 +99,7 @@ def read_mask(path: Path, threshold: int, size: tuple[int, int], image: Path) ->
     if mask.shape[::-1] != size:
         raise InputError(
             f"{path}: mask is {mask.shape[1]}x{mask.shape[0]} pixels but {image} is {size[0]}x{size[1]}; "
-            "both must have the same size"
+            "both must have the same size: export the mask again, or take both files out"
         )
     return mask
 
@@ -94,12 +111,16 @@ def _window(grey: np.ndarray) -> np.ndarray:
 
 def _read_mask_pairs(card: Card, layout: MaskPairs, raw: Path) -> list[Frame]:
     images, masks = _find_pair_folders(layout, raw)
-    image_of = {path.stem: path for path in _images_in(images)}
-    mask_of = {path.stem.removesuffix(layout.mask_suffix): path for path in _images_in(masks)}
+    image_of = _by_stem(images, "")
+    mask_of = _by_stem(masks, layout.mask_suffix)
+    kinds = ", ".join(IMAGE_SUFFIXES)
     for stem in sorted(image_of.keys() ^ mask_of.keys()):
         if stem in image_of:
-            raise InputError(f"{image_of[stem]}: image without mask; expected {masks}/{stem}{layout.mask_suffix}.*")
-        raise InputError(f"{mask_of[stem]}: mask without image; expected {images}/{stem}.*")
+            raise InputError(
+                f"{image_of[stem]}: image without mask; add {masks / stem}{layout.mask_suffix} ({kinds}; black where "
+                "there is no lesion), or take the image out"
+            )
+        raise InputError(f"{mask_of[stem]}: mask without image; add {images / stem} ({kinds}), or take the mask out")
     return [
         Frame(name, path, mask_of[stem], None, _group(card, name), "")
         for stem, path in image_of.items()
@@ -107,10 +128,20 @@ def _read_mask_pairs(card: Card, layout: MaskPairs, raw: Path) -> list[Frame]:
     ]
 
 
+def _by_stem(folder: Path, suffix: str) -> dict[str, Path]:
+    found: dict[str, Path] = {}
+    for path in _images_in(folder):
+        stem = path.stem.removesuffix(suffix)
+        if stem in found:
+            raise InputError(f"{path}: {found[stem].name} has the same name up to the suffix; keep one of them")
+        found[stem] = path
+    return found
+
+
 def _find_pair_folders(layout: MaskPairs, raw: Path) -> tuple[Path, Path]:
     for top in ("", "*/", "*/*/"):
         for images, masks in layout.folders:
-            for folder in sorted(raw.glob(f"{top}{images}")):
+            for folder in sorted(raw.glob(top + glob.escape(images))):
                 base = folder.parents[len(Path(images).parts) - 1]
                 if folder.is_dir() and (base / masks).is_dir():
                     return folder, base / masks
@@ -133,7 +164,9 @@ def _read_class_folders(card: Card, layout: ClassFolders, raw: Path) -> list[Fra
 
 
 def _read_table(card: Card, layout: Table, raw: Path) -> list[Frame]:
-    file = next(iter(sorted(raw.glob(f"**/{layout.file}"))), raw / layout.file)
+    file = next(iter(sorted(raw.glob(f"**/{glob.escape(layout.file)}"))), None)
+    if file is None:
+        raise InputError(f"{raw}: no {layout.file}, which layout.file in {card_path(card.name)} names")
     column_of_group = card.groups.column if isinstance(card.groups, GroupRule) else None
     wanted = [layout.image, layout.label, layout.mask, column_of_group, layout.subset]
     columns = tuple(column for column in wanted if column is not None)
@@ -142,22 +175,48 @@ def _read_table(card: Card, layout: Table, raw: Path) -> list[Frame]:
     for row in table.to_dict("records"):
         path = file.parent / row[layout.image]
         mask = file.parent / row[layout.mask] if layout.mask and row[layout.mask] else None
+        if layout.mask and mask is None:
+            raise InputError(
+                f"{file}: {row[layout.image]} has no mask in column '{layout.mask}'; name a mask (black where there "
+                "is no lesion), or take the row out"
+            )
         for needed in filter(None, (path, mask)):
             if not needed.is_file():
-                raise InputError(f"{file}: names {needed.relative_to(raw)}, which does not exist")
+                raise InputError(f"{file}: names {needed}, which does not exist; add it, or take the row out")
+            if _name_below(raw, needed).startswith(("../", "/")):
+                raise InputError(f"{file}: names {needed}, which is outside of {raw}; move it there")
         label = row[layout.label] if layout.label else None
         if label is not None and label not in card.classes:
-            raise InputError(f"{file}: label '{label}' of {row[layout.image]} is not in the card's classes")
-        name = path.relative_to(raw).as_posix()
+            raise InputError(
+                f"{file}: label '{label}' of {row[layout.image]} is not in classes of {card_path(card.name)} "
+                f"({', '.join(card.classes)})"
+            )
+        name = _name_below(raw, path)
         group = row[column_of_group] if column_of_group else _group(card, name)
         official = row[layout.subset] if layout.subset else ""
+        if official and official not in SUBSETS:
+            raise InputError(
+                f"{file}: subset '{official}' of {row[layout.image]} in column '{layout.subset}' is none of "
+                f"{', '.join(SUBSETS)}; rename it"
+            )
         frames.append(Frame(name, path, mask, label, group, official))
     return frames
 
 
+def _name_below(raw: Path, path: Path) -> str:
+    """A file's path below `raw`, by its words alone: files may be links into DVC's cache."""
+    return Path(os.path.relpath(path, raw)).as_posix()
+
+
 def _images_in(folder: Path, recursive: bool = False) -> list[Path]:
     found = folder.rglob("*") if recursive else folder.iterdir()
-    return sorted(path for path in found if path.suffix.lower() in IMAGE_SUFFIXES and not path.name.startswith("."))
+    return sorted(
+        path
+        for path in found
+        if path.suffix.lower() in IMAGE_SUFFIXES
+        and path.is_file()
+        and not any(part.startswith(".") for part in path.relative_to(folder).parts)
+    )
 
 
 def _group(card: Card, name: str) -> str:

@@ -8,11 +8,11 @@ from scipy.sparse import coo_matrix
 from scipy.sparse.csgraph import connected_components
 from sklearn.model_selection import StratifiedGroupKFold
 
+from lesionlab.data.cards import SUBSETS
 from lesionlab.errors import InputError
 from lesionlab.params import SplitParams
 from lesionlab.seeds import derive_seed
 
-SUBSETS = ("train", "val", "test")
 HASH_BITS = 64
 
 
@@ -142,7 +142,7 @@ def describe_split(index: pd.DataFrame, split: pd.DataFrame, params: SplitParams
         }
     return {
         "protocol": params.protocol,
-        "group_disjoint": bool(grouped and not any(proof.values())),
+        "group_disjoint": bool(grouped and params.protocol != "random" and not any(proof.values())),
         "seed": seed,
         "folds": params.folds,
         "groups": index["group"].nunique(),

@@ -9,31 +9,28 @@ IGNORED = -1  # the centre lies on a speck that `crop` ignores too: neither hit 
 
 
 def overlap(box: np.ndarray, others: np.ndarray) -> np.ndarray:
-    """Intersection over union of one box (4,) with others (n, 4); x, y, width, height in pixels: (n,) in [0, 1]."""
+    """Intersection of one box (4,) with others (n, 4) over the smaller of the two areas: (n,) in [0, 1].
+
+    Boxes are x, y, width, height in pixels. Windows of several sizes around one lesion lie inside each other: their
+    intersection over union is small, this is not.
+    """
     left_top = np.maximum(box[:2], others[:, :2])
     right_bottom = np.minimum(box[:2] + box[2:], others[:, :2] + others[:, 2:])
     shared = np.clip(right_bottom - left_top, 0, None).prod(axis=1)
-    union = box[2:].prod() + others[:, 2:].prod(axis=1) - shared
-    return shared / np.maximum(union, 1e-12)
+    return shared / np.maximum(np.minimum(box[2:].prod(), others[:, 2:].prod(axis=1)), 1e-12)
 
 
 def suppress(boxes: np.ndarray, scores: np.ndarray, limit: float) -> np.ndarray:
-    """Non-maximum suppression: row numbers kept, best score first.
+    """Non-maximum suppression: row numbers kept, best score first; a box goes when it overlaps a better one too much.
 
-    A box goes when it overlaps a better one by more than `limit` (intersection over union), or when one of the two
-    centres lies inside the other box at less than half the distance to its edge: windows of different size around
-    one lesion hardly overlap by area.
-    boxes: (n, 4) x, y, width, height. scores: (n,); equal scores keep their order.
+    boxes: (n, 4) x, y, width, height. scores: (n,); equal scores keep their order. limit: of `overlap`, in [0, 1].
     """
     order = np.argsort(-scores, kind="stable")
-    centres = boxes[:, :2] + boxes[:, 2:] / 2
     kept = []
     while len(order):
         best, rest = order[0], order[1:]
         kept.append(best)
-        reach = np.maximum(boxes[best, 2:], boxes[rest, 2:]) / 4
-        same_centre = (np.abs(centres[rest] - centres[best]) < reach).all(axis=1)
-        order = rest[(overlap(boxes[best], boxes[rest]) <= limit) & ~same_centre]
+        order = rest[overlap(boxes[best], boxes[rest]) <= limit]
     return np.array(kept, dtype=int)
 
 

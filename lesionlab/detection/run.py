@@ -2,6 +2,7 @@
 
 from collections.abc import Iterable
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -9,12 +10,13 @@ import pandas as pd
 from PIL import Image
 
 from lesionlab.data.cards import Card
-from lesionlab.data.crops import lesion_boxes
+from lesionlab.data.crops import content_box, lesion_boxes
 from lesionlab.data.readers import IMAGE_SUFFIXES, Frame, read_frames, read_mask, read_rgb
 from lesionlab.detection import froc
 from lesionlab.detection.boxes import boxes_table, found_lesion, suppress
+from lesionlab.detection.dense import dense_classifier
 from lesionlab.detection.pictures import draw_froc, draw_overlay
-from lesionlab.detection.windows import heat_map, score_frame
+from lesionlab.detection.windows import heat_map, score_windows
 from lesionlab.errors import InputError
 from lesionlab.files import (
     file_digest,
@@ -25,6 +27,7 @@ from lesionlab.files import (
     write_json,
     write_table,
 )
+from lesionlab.models.networks import softmax
 from lesionlab.models.saved import MODEL_FILE, Classifier, load_classifier
 from lesionlab.params import DetectParams, Params
 from lesionlab.progress import progress
@@ -46,20 +49,34 @@ class Paths:
     plots: Path
 
 
-def detect_boxes(pixels: np.ndarray, classifier: Classifier, params: DetectParams, batch_size: int) -> tuple:
-    """Boxes of one frame after suppression, and its heat map.
+class Detector:
+    """A classifier that looks for lesions in whole frames, densely or window by window."""
 
-    pixels: (height, width, 3) uint8 RGB. Returns boxes (n, 4) x, y, width, height in pixels, scores (n,) in [0, 1],
-    best first, and the heat map (height, width) in [0, 1].
-    """
-    windows, probabilities = score_frame(pixels, classifier, params, batch_size)
-    heat = heat_map(windows, probabilities, pixels.shape[:2])
-    centres = windows[:, :2] + windows[:, 2:] // 2
-    # A window alone may be a fold; one whose surroundings agree is a lesion.
-    scores = (probabilities * heat[centres[:, 1], centres[:, 0]]) ** 0.5
-    kept = suppress(windows, scores, params.overlap)
-    kept = kept[scores[kept] >= LOWEST_SCORE]
-    return windows[kept], scores[kept], heat
+    def __init__(self, classifier: Classifier, params: DetectParams, batch_size: int):
+        self.classifier, self.params = classifier, params
+        if params.mode == "dense":
+            self._score = dense_classifier(classifier).score
+        else:
+            self._score = partial(score_windows, classifier=classifier, batch_size=batch_size)
+
+    def windows(self, pixels: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+        """All windows of a frame and their lesion probability: boxes (n, 4) x, y, width, height; scores (n,).
+
+        pixels: (height, width, 3) uint8 RGB. The probability is that of any class but the first (background).
+        """
+        image, content = Image.fromarray(pixels), content_box(pixels)
+        parts = [self._score(image, content, size, self.params.stride) for size in self.params.window_sizes]
+        logits = np.concatenate([part for _, part in parts])
+        probabilities = softmax(logits, self.classifier.description.temperature)
+        return np.concatenate([boxes for boxes, _ in parts]), 1 - probabilities[:, 0]
+
+    def boxes(self, pixels: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+        """Boxes (n, 4) after suppression, scores (n,) in [0, 1], best first, and the heat map (height, width)."""
+        windows, probabilities = self.windows(pixels)
+        heat = heat_map(windows, probabilities, pixels.shape[:2])
+        kept = suppress(windows, probabilities, self.params.overlap)
+        kept = kept[probabilities[kept] >= LOWEST_SCORE]
+        return windows[kept], probabilities[kept], heat
 
 
 def run_detection(paths: Paths, card: Card, params: Params) -> None:
@@ -69,10 +86,9 @@ def run_detection(paths: Paths, card: Card, params: Params) -> None:
     """
     classifier = load_classifier(paths.model)
     frames = frames_of_subsets(paths, card, params)
-    settings, batch_size = params.detect, params.training.batch_size
-    found = {
-        name: detect_frames(members, classifier, params, f"detect, {name} frames") for name, members in frames.items()
-    }
+    settings = params.detect
+    detector = Detector(classifier, settings, params.training.batch_size)
+    found = {name: detect_frames(members, detector, params, f"detect, {name}") for name, members in frames.items()}
     boxes, listed = found["test"]
     proof = read_json(paths.proof)
     metrics = {
@@ -106,7 +122,7 @@ def run_detection(paths: Paths, card: Card, params: Params) -> None:
         by_name = {frame.name: frame for frame in frames["test"]}
         for number, (kind, name) in enumerate(chosen):
             file = plots / f"{kind}_{number:02d}.png"
-            _draw(file, by_name[name], boxes, threshold, classifier, params, batch_size, kind)
+            _draw(file, by_name[name], boxes, threshold, detector, params, kind)
     write_table(paths.detections, boxes)
     write_json(paths.metrics, metrics)
 
@@ -125,13 +141,13 @@ def frames_of_subsets(paths: Paths, card: Card, params: Params) -> dict[str, lis
 
 
 def detect_frames(
-    frames: Iterable[Frame], classifier: Classifier, params: Params, desc: str
+    frames: Iterable[Frame], detector: Detector, params: Params, desc: str
 ) -> tuple[pd.DataFrame, pd.DataFrame]:
     """Boxes (frame, x, y, width, height, score, lesion) and frames (frame, group, lesions; NaN without mask)."""
     tables, listed = [], []
     for frame in progress(list(frames), desc=desc, unit="frame"):
         pixels = read_rgb(frame.image)
-        boxes, scores, _ = detect_boxes(pixels, classifier, params.detect, params.training.batch_size)
+        boxes, scores, _ = detector.boxes(pixels)
         table = boxes_table(frame.name, boxes, scores)
         count = np.nan
         if frame.mask is not None:
@@ -182,13 +198,12 @@ def _draw(
     frame: Frame,
     boxes: pd.DataFrame,
     threshold: float,
-    classifier: Classifier,
+    detector: Detector,
     params: Params,
-    batch_size: int,
     kind: str,
 ) -> None:
     pixels = read_rgb(frame.image)
-    _, _, heat = detect_boxes(pixels, classifier, params.detect, batch_size)
+    _, _, heat = detector.boxes(pixels)
     mask = None
     if frame.mask is not None:
         mask = read_mask(frame.mask, params.crop.mask_threshold, pixels.shape[1::-1], frame.image)
@@ -208,12 +223,13 @@ def detect_folder(model: Path, frames: Path, out: Path, params: Params, threshol
     if not pictures:
         raise InputError(f"{frames}: holds no picture ({', '.join(IMAGE_SUFFIXES)})")
     classifier = load_classifier(model)
+    detector = Detector(classifier, params.detect, params.training.batch_size)
     threshold = classifier.description.threshold if threshold is None else threshold
     tables = []
     with whole_folder(out) as folder:
         for path in progress(pictures, desc="detect", unit="frame"):
             pixels = read_rgb(path)
-            boxes, scores, heat = detect_boxes(pixels, classifier, params.detect, params.training.batch_size)
+            boxes, scores, heat = detector.boxes(pixels)
             table = boxes_table(path.name, boxes, scores)
             table = table[table["score"] >= threshold]
             tables.append(table)

@@ -3,10 +3,8 @@
 import numpy as np
 from PIL import Image
 
-from lesionlab.data.crops import Box, content_box
-from lesionlab.models.networks import softmax
+from lesionlab.data.crops import Box
 from lesionlab.models.saved import Classifier
-from lesionlab.params import DetectParams
 
 
 def window_grid(content: Box, fraction: float, stride: float) -> tuple[int, np.ndarray]:
@@ -43,23 +41,17 @@ def cut_windows(image: Image.Image, content: Box, fraction: float, stride: float
     return np.column_stack([corners, np.full((len(corners), 2), side)]), pixels
 
 
-def score_frame(pixels: np.ndarray, classifier: Classifier, params: DetectParams, batch_size: int) -> tuple:
-    """All windows of a frame and their lesion probability: boxes (n, 4) x, y, width, height; scores (n,) in [0, 1].
-
-    pixels: (height, width, 3) uint8 RGB. The probability is that of any class but the first (background).
-    """
-    image = Image.fromarray(pixels)
-    content = content_box(pixels)
+def score_windows(
+    image: Image.Image, content: Box, fraction: float, stride: float, classifier: Classifier, batch_size: int
+) -> tuple[np.ndarray, np.ndarray]:
+    """Windows of one size, each cut out and classified: boxes (n, 4) x, y, width, height; logits (n, classes)."""
     size = classifier.description.architecture.image_size
-    parts = [cut_windows(image, content, fraction, params.stride, size) for fraction in params.window_sizes]
-    boxes = np.concatenate([part for part, _ in parts])
-    windows = np.concatenate([part for _, part in parts])
+    boxes, windows = cut_windows(image, content, fraction, stride, size)
     logits = [
         classifier.logits(windows[start : start + batch_size], batch_size)
         for start in range(0, len(windows), batch_size)
     ]
-    probabilities = softmax(np.concatenate(logits), classifier.description.temperature)
-    return boxes, 1 - probabilities[:, 0]
+    return boxes, np.concatenate(logits)
 
 
 def heat_map(boxes: np.ndarray, scores: np.ndarray, shape: tuple[int, int]) -> np.ndarray:

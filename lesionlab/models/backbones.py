@@ -44,8 +44,11 @@ class Backbone:
         """Where the official weights are."""
         return IMAGENET_URL + self.imagenet_file
 
-    def build(self, image_size: int) -> "keras.Model":
-        """The network with random weights: (n, size, size, 3) preprocessed float32 to a feature map."""
+    def build(self, image_size: int | None) -> "keras.Model":
+        """The network with random weights: (n, size, size, 3) preprocessed float32 to a feature map.
+
+        image_size None takes frames of any height and width.
+        """
         import keras
 
         options = {} if self.alpha is None else {"alpha": self.alpha}

@@ -11,6 +11,7 @@ def choose_threshold(labels: np.ndarray, scores: np.ndarray) -> float:
     called positive and the highest called negative. Source: Youden, Cancer 3:32-35, 1950.
     """
     false_positive_rate, true_positive_rate, thresholds = roc_curve(labels, scores)
-    lowest_positive = thresholds[np.argmax(true_positive_rate - false_positive_rate)]
+    # The curve's first point, at an infinite threshold, calls nothing positive: no score to choose.
+    lowest_positive = thresholds[1:][np.argmax((true_positive_rate - false_positive_rate)[1:])]
     below = scores[scores < lowest_positive]
     return float((lowest_positive + below.max()) / 2) if len(below) else float(scores.min())

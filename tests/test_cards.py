@@ -1,0 +1,170 @@
+"""Dataset cards: those of this repository, the template, and what a wrong card is told."""
+
+import copy
+import re
+
+import pytest
+from tiny import CARD, ROOT, changed, write_card, write_yaml_file
+
+from lesionlab.data.cards import Card, ClassFolders, GroupRule, MaskPairs, Recommended, Source, Table, read_card
+from lesionlab.errors import InputError
+
+TEMPLATE = ROOT / "docs" / "card-template.yaml"
+CARDS = sorted(path.stem for path in (ROOT / "datasets").glob("*.yaml"))
+
+
+@pytest.fixture
+def folder(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    return tmp_path
+
+
+def refusal(folder, changes: dict) -> str:
+    write_yaml_file(folder / "datasets" / "mine.yaml", changed(copy.deepcopy(CARD) | {"name": "mine"}, changes))
+    with pytest.raises(InputError) as caught:
+        read_card("mine")
+    return str(caught.value)
+
+
+@pytest.mark.parametrize("dataset", CARDS)
+def test_every_card_of_the_repository_is_accepted(dataset, monkeypatch):
+    monkeypatch.chdir(ROOT)
+    card = read_card(dataset)
+    assert card.name == dataset
+    assert card.licence
+    assert card.citation
+
+
+def test_the_cards_that_the_readme_promises_are_there():
+    assert {"phantom", "kvasir-seg", "cvc-clinicdb"} <= set(CARDS)
+
+
+def test_cvc_clinicdb_has_29_sequences_of_612_frames_without_gap_or_overlap(monkeypatch):
+    monkeypatch.chdir(ROOT)
+    ranges = read_card("cvc-clinicdb").groups.ranges
+    numbers = [number for first, last, _ in ranges for number in range(first, last + 1)]
+    assert numbers == list(range(1, 613))
+    assert [group for _, _, group in ranges] == list(range(1, 30))
+
+
+@pytest.mark.parametrize(
+    ("groups", "disjoint"),
+    [("none", False), ("near-duplicates", True), ({"column": "sequence"}, True)],
+)
+def test_only_the_rule_none_gives_up_on_group_disjoint_splits(groups, disjoint):
+    assert Card.model_validate(CARD | {"groups": groups}).group_disjoint is disjoint
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"licens": "x"}, "unknown key 'licens'; did you mean 'licence'?"),
+        ({"layout.widht": 3}, "unknown key 'layout.widht'; did you mean 'width'?"),
+        ({"groups": {"colum": "x"}}, "unknown key 'groups.colum'; did you mean 'column'?"),
+        ({"sources": [{"file": "a", "url": "http://x/a", "sha265": "b"}]}, "unknown key 'sources.0.sha265'; did you"),
+        ({"recommended.backbon": "x"}, "unknown key 'recommended.backbon'; did you mean 'backbone'?"),
+        ({"groups": "patients"}, "groups: Input should be 'none' or 'near-duplicates' (is: 'patients')"),
+        ({"groups": {}}, "groups: takes exactly one of column, pattern, ranges, or is the word"),
+        ({"groups": {"column": "a", "pattern": "b"}}, "groups: takes exactly one of column, pattern, ranges"),
+        ({"groups": {"pattern": "("}}, "groups: pattern '(' is not a regular expression: missing )"),
+        ({"groups": {"ranges": [[1, 2]]}}, "key 'groups.ranges.0.2' is missing"),
+        ({"layout": {"kind": "masks"}}, "layout: Input tag 'masks' found using 'kind' does not match any of"),
+        (
+            {"layout": {"kind": "class-folders", "subsets": {"a": "valid"}}, "groups": "none"},
+            "layout.subsets.a: Input should be 'train', 'val' or 'test' (is: 'valid')",
+        ),
+        (
+            {"layout": {"kind": "class-folders", "folders": {"NORMAL": "normal"}}, "groups": "none"},
+            "layout.folders: 'NORMAL' is of class 'normal', not in classes ['background', 'polyp']",
+        ),
+        (
+            {"layout": {"kind": "class-folders"}},
+            "groups.column needs the layout table, but layout.kind is class-folders",
+        ),
+        ({"layout": {"kind": "table", "file": "x", "image": "y"}}, "layout: takes exactly one of label"),
+        ({"classes": ["a", "b", "c"]}, "classes: ['a', 'b', 'c'] must be two with masks"),
+        ({"classes": ["a", "a"]}, "classes: ['a', 'a'] names one twice"),
+        ({"classes": ["a"]}, "classes: List should have at least 2 items"),
+    ],
+)
+def test_one_line_names_card_key_and_remedy(folder, changes, message):
+    refused = refusal(folder, changes)
+    assert refused.startswith(f"datasets/mine.yaml: {message}")
+    assert "\n" not in refused
+
+
+def test_an_unknown_data_set_lists_the_known_ones(folder):
+    write_card(folder, "one")
+    write_card(folder, "two")
+    with pytest.raises(InputError) as caught:
+        read_card("three")
+    known = "`dataset` in params.yaml may be one of: one, two"
+    assert str(caught.value) == f"datasets/three.yaml: no such card; {known}"
+
+
+def test_a_card_is_called_as_its_file(folder):
+    write_yaml_file(folder / "datasets" / "mine.yaml", CARD)
+    with pytest.raises(InputError, match=r"datasets/mine\.yaml: name is 'tiny-phantom', must be 'mine'"):
+        read_card("mine")
+
+
+def commented(key: str) -> list[str]:
+    """The blocks of the template that begin with `# <key>:`, without their comment signs."""
+    blocks, block = [], None
+    for line in TEMPLATE.read_text().splitlines():
+        if line.startswith(f"# {key}:"):
+            block = [line[2:]]
+            blocks.append(block)
+        elif block is not None and line.startswith("#   "):
+            block.append(line[2:])
+        else:
+            block = None
+    return ["\n".join(block) + "\n" for block in blocks]
+
+
+def replaced(text: str, key: str, block: str) -> str:
+    """A card's text with the block of `key` replaced."""
+    active = re.search(rf"^{key}:.*\n(?:[ ].*\n)*", text, re.MULTILINE)
+    return text[: active.start()] + block + text[active.end() :]
+
+
+def read_text(folder, text: str) -> Card:
+    path = folder / "datasets" / "my-frames.yaml"
+    path.parent.mkdir(exist_ok=True)
+    path.write_text(text)
+    return read_card("my-frames")
+
+
+def test_the_template_is_a_card_as_it_stands_and_none_of_the_data_sets(folder):
+    card = read_text(folder, TEMPLATE.read_text())
+    assert card.layout == MaskPairs(kind="mask-pairs", folders=[("images", "masks")])
+    assert card.groups.pattern == r"(patient\d+)_"
+    assert TEMPLATE.stem not in CARDS
+
+
+def test_every_layout_of_the_template_is_accepted(folder):
+    layouts = [
+        read_text(folder, replaced(TEMPLATE.read_text(), "layout", block)).layout for block in commented("layout")
+    ]
+    assert [type(layout) for layout in layouts] == [ClassFolders, Table]
+    assert layouts[0].folders["polyps (2020)"] == "polyp"
+    assert layouts[0].subsets == {"train": "train", "validation": "val", "test": "test"}
+    assert (layouts[1].label, layouts[1].mask, layouts[1].subset) == ("diagnosis", None, "split")
+
+
+def test_every_group_rule_of_the_template_is_accepted(folder):
+    table = commented("layout")[1]
+    rules = []
+    for block in commented("groups"):
+        text = replaced(TEMPLATE.read_text(), "groups", block)
+        rules.append(read_text(folder, replaced(text, "layout", table) if "column" in block else text).groups)
+    assert rules[0].column == "patient"
+    assert rules[1].ranges == [(1, 25, "first sequence"), (26, 50, "second sequence")]
+    assert rules[2] == "near-duplicates"
+
+
+def test_the_template_explains_every_key():
+    text = TEMPLATE.read_text()
+    explained = set(re.findall(r"\b([a-z_0-9]+):", text))
+    for model in (Card, Source, MaskPairs, ClassFolders, Table, GroupRule, Recommended):
+        assert not set(model.model_fields) - explained

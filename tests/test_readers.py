@@ -1,0 +1,472 @@
+"""Readers: what a folder of files becomes, layout by layout, and how images and masks are decoded."""
+
+import io
+import re
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+from PIL import Image
+from tiny import CARD, ROOT
+
+from lesionlab.data.cards import Card, read_card
+from lesionlab.data.readers import BrokenImageError, frames_table, read_frames, read_mask, read_rgb
+from lesionlab.errors import InputError
+
+MASK_PAIRS = {"kind": "mask-pairs", "folders": [["images", "masks"]]}
+
+
+def make_card(layout: dict, groups: object = "near-duplicates", classes: tuple = ("background", "polyp")) -> Card:
+    return Card.model_validate(CARD | {"layout": layout, "groups": groups, "classes": list(classes)})
+
+
+def repository_card(name: str, monkeypatch) -> Card:
+    with monkeypatch.context() as patch:
+        patch.chdir(ROOT)
+        return read_card(name)
+
+
+def add_image(path: Path, pixels: np.ndarray | None = None, **options: object) -> Path:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    Image.fromarray(np.full((8, 10, 3), 90, "uint8") if pixels is None else pixels).save(path, **options)
+    return path
+
+
+def add_pair(raw: Path, name: str, folders: tuple[str, str] = ("images", "masks")) -> None:
+    add_image(raw / folders[0] / name)
+    add_image(raw / folders[1] / name, np.zeros((8, 10), "uint8"))
+
+
+def refusal(card: Card, raw: Path) -> str:
+    with pytest.raises(InputError) as caught:
+        read_frames(card, raw)
+    assert "\n" not in str(caught.value)
+    return str(caught.value)
+
+
+# Decoding
+
+
+@pytest.mark.parametrize("suffix", ["png", "tif", "bmp"])
+def test_lossless_files_are_read_as_they_are(tmp_path, suffix):
+    pixels = np.random.default_rng(0).integers(0, 256, (9, 7, 3)).astype("uint8")
+    read = read_rgb(add_image(tmp_path / f"a.{suffix}", pixels))
+    assert read.dtype == np.uint8
+    assert np.array_equal(read, pixels)
+
+
+@pytest.mark.parametrize("mode", ["L", "1", "P", "RGBA", "LA", "CMYK"])
+def test_every_mode_becomes_rgb(tmp_path, mode):
+    white = Image.new("RGB", (7, 9), "white").convert(mode)
+    suffix = "tif" if mode == "CMYK" else "png"
+    white.save(tmp_path / f"a.{suffix}")
+    assert np.array_equal(read_rgb(tmp_path / f"a.{suffix}"), np.full((9, 7, 3), 255))
+
+
+@pytest.mark.parametrize("suffix", ["png", "tif"])
+def test_16_bit_greyscale_is_windowed_not_clipped(tmp_path, suffix):
+    ramp = np.linspace(1000, 3000, 64 * 64).reshape(64, 64)
+    read = read_rgb(add_image(tmp_path / f"a.{suffix}", ramp.astype("uint16")))
+    assert read.shape == (64, 64, 3)
+    assert (read[..., 0] == read[..., 1]).all()
+    assert (read[..., 0] == read[..., 2]).all()
+    low, high = np.percentile(ramp, (0.5, 99.5))
+    assert abs(read[..., 0] - np.clip((ramp - low) / (high - low) * 255, 0, 255)).max() < 1.5
+    assert read.min() == 0
+    assert read.max() == 255
+
+
+def test_a_flat_16_bit_image_is_black(tmp_path):
+    assert read_rgb(add_image(tmp_path / "a.png", np.full((4, 4), 4000, "uint16"))).max() == 0
+
+
+def test_float_images_are_windowed(tmp_path):
+    ramp = np.linspace(-1, 1, 400, dtype="float32").reshape(20, 20)
+    read = read_rgb(add_image(tmp_path / "a.tif", ramp))[..., 0]
+    assert (read[0, 0], read[-1, -1]) == (0, 255)
+    assert (np.diff(read.ravel().astype(int)) >= 0).all()
+
+
+def test_a_photograph_is_turned_as_its_exif_says(tmp_path):
+    pixels = np.zeros((4, 6, 3), "uint8")
+    pixels[0, 0] = 255
+    exif = Image.Exif()
+    exif[0x0112] = 6  # a quarter turn to the right
+    read = read_rgb(add_image(tmp_path / "a.png", pixels, exif=exif))
+    assert read.shape == (6, 4, 3)
+    assert np.argwhere(read[..., 0] == 255).tolist() == [[0, 3]]
+
+
+NOISE = np.random.default_rng(1).integers(0, 256, (24, 24, 3)).astype("uint8")
+
+
+def encoded(kind: str) -> bytes:
+    stream = io.BytesIO()
+    Image.fromarray(NOISE).save(stream, kind)
+    return stream.getvalue()
+
+
+ENCODED = {kind: encoded(kind) for kind in ("PNG", "JPEG", "TIFF", "BMP")}
+
+
+@given(st.sampled_from(sorted(ENCODED)), st.floats(0, 0.95))
+def test_a_truncated_image_is_broken_wherever_it_ends(kind, share):
+    content = ENCODED[kind][: int(share * len(ENCODED[kind]))]
+    stream = io.BytesIO(content)
+    with pytest.raises(BrokenImageError, match=r"cannot be read as an image .* crop\.skip_broken=true"):
+        read_rgb(stream)
+
+
+@pytest.mark.filterwarnings("ignore:Corrupt EXIF data")
+@given(
+    st.binary(max_size=200),
+    st.sampled_from([b"", b"\x89PNG\r\n\x1a\n", b"II*\x00\x08\x00\x00\x00", b"BM", b"\xff\xd8"]),
+)
+def test_what_is_no_image_is_broken(content, start):
+    with pytest.raises(BrokenImageError):
+        read_rgb(io.BytesIO(start + content))
+
+
+def test_an_image_that_unpacks_to_too_much_is_broken(tmp_path, monkeypatch):
+    path = add_image(tmp_path / "a.png")
+    monkeypatch.setattr(Image, "MAX_IMAGE_PIXELS", 30)
+    with pytest.raises(BrokenImageError, match=re.escape(f"{path}: cannot be read")):
+        read_rgb(path)
+
+
+def test_rgb_and_greyscale_masks_agree(tmp_path):
+    grey = np.random.default_rng(2).integers(0, 256, (8, 10)).astype("uint8")
+    red = np.zeros((8, 10, 3), "uint8")
+    red[..., 0] = grey
+    expected = grey > 127
+    variants = {"grey": grey, "rgb": np.repeat(grey[..., None], 3, axis=2), "red": red}
+    for name, pixels in variants.items():
+        path = add_image(tmp_path / f"{name}.png", pixels)
+        assert np.array_equal(read_mask(path, 127, (10, 8), Path("image.png")), expected), name
+
+
+def test_noise_of_jpeg_masks_is_thresholded(tmp_path):
+    true = np.zeros((64, 64), bool)
+    true[19:45, 13:38] = True  # across the 8x8 blocks of JPEG
+    path = add_image(tmp_path / "mask.jpg", np.where(true, 255, 0).astype("uint8"), quality=75)
+    assert len(np.unique(np.asarray(Image.open(path)))) > 2  # lossy indeed
+    assert np.array_equal(read_mask(path, 127, (64, 64), Path("image.jpg")), true)
+
+
+def test_the_threshold_itself_is_not_lesion(tmp_path):
+    path = add_image(tmp_path / "mask.png", np.array([[127, 128]], "uint8"))
+    assert read_mask(path, 127, (2, 1), Path("i")).tolist() == [[False, True]]
+
+
+def test_a_mask_of_another_size_names_both(tmp_path):
+    path = add_image(tmp_path / "m.png", np.zeros((8, 10), "uint8"))
+    with pytest.raises(InputError) as caught:
+        read_mask(path, 127, (8, 10), Path("images/m.jpg"))
+    assert str(caught.value).startswith(f"{path}: mask is 10x8 pixels but images/m.jpg is 8x10; both must have")
+    assert not isinstance(caught.value, BrokenImageError)
+
+
+# mask-pairs
+
+
+def test_pairs_are_found_by_stem_with_suffixes_in_any_case(tmp_path):
+    add_image(tmp_path / "images" / "b [1].v2.JPG")
+    add_image(tmp_path / "masks" / "b [1].v2.png", np.zeros((8, 10), "uint8"))
+    add_pair(tmp_path, "a 1.png")
+    (tmp_path / "images" / "notes.txt").write_text("no image")
+    frames = read_frames(make_card(MASK_PAIRS), tmp_path)
+    assert [frame.name for frame in frames] == ["images/a 1.png", "images/b [1].v2.JPG"]
+    assert frames[1].mask == tmp_path / "masks" / "b [1].v2.png"
+    assert {(frame.label, frame.group, frame.official) for frame in frames} == {(None, "", "")}
+
+
+@pytest.mark.parametrize("top", ["", "release", "release 1.0/[data]"])
+def test_pair_folders_may_lie_deeper(tmp_path, top):
+    add_pair(tmp_path / top, "a.png")
+    (frame,) = read_frames(make_card(MASK_PAIRS), tmp_path)
+    assert frame.image == tmp_path / top / "images" / "a.png"
+    assert frame.mask == tmp_path / top / "masks" / "a.png"
+
+
+def test_pair_folders_are_names_not_patterns(tmp_path):
+    layout = MASK_PAIRS | {"folders": [["images [a]", "masks (b)"]]}
+    add_pair(tmp_path, "1.png", ("images [a]", "masks (b)"))
+    assert [frame.name for frame in read_frames(make_card(layout), tmp_path)] == ["images [a]/1.png"]
+
+
+def test_a_suffix_of_masks_is_taken_off(tmp_path):
+    add_image(tmp_path / "images" / "7.png")
+    mask = add_image(tmp_path / "masks" / "7_mask.png", np.zeros((8, 10), "uint8"))
+    (frame,) = read_frames(make_card(MASK_PAIRS | {"mask_suffix": "_mask"}), tmp_path)
+    assert frame.mask == mask
+
+
+def test_an_image_without_mask_and_a_mask_without_image_are_errors(tmp_path):
+    add_pair(tmp_path, "a.png")
+    lonely = add_image(tmp_path / "images" / "b.png")
+    expected = f"{lonely}: image without mask; add {tmp_path}/masks/b (.png, .jpg"
+    assert refusal(make_card(MASK_PAIRS), tmp_path).startswith(expected)
+    lonely.unlink()
+    lonely = add_image(tmp_path / "masks" / "c.png")
+    expected = f"{lonely}: mask without image; add {tmp_path}/images/c (.png, .jpg"
+    assert refusal(make_card(MASK_PAIRS), tmp_path).startswith(expected)
+
+
+def test_two_images_of_one_name_are_an_error(tmp_path):
+    add_pair(tmp_path, "a.png")
+    add_image(tmp_path / "images" / "a.jpg")
+    expected = f"{tmp_path}/images/a.png: a.jpg has the same name up to the suffix; keep one of them"
+    assert refusal(make_card(MASK_PAIRS), tmp_path) == expected
+
+
+def test_wrong_folders_name_the_expected_ones(tmp_path):
+    add_pair(tmp_path, "a.png", ("frames", "labels"))
+    expected = f"{tmp_path}: expected the folders images/ and masks/; check download.source"
+    assert refusal(make_card(MASK_PAIRS), tmp_path) == expected
+    assert refusal(make_card(MASK_PAIRS), tmp_path / "nowhere").endswith("not found; run dvc repro download@images")
+
+
+def test_empty_folders_are_an_error(tmp_path):
+    for name in ("images", "masks"):
+        (tmp_path / name).mkdir()
+    assert refusal(make_card(MASK_PAIRS), tmp_path).startswith(f"{tmp_path}: no image found that datasets/tiny-")
+
+
+# Group rules
+
+
+def test_groups_by_pattern(tmp_path):
+    for name in ("patient1_a.png", "patient1_b.png", "patient23_a.png"):
+        add_pair(tmp_path, name)
+    card = make_card(MASK_PAIRS, {"pattern": r"(patient\d+)_"})
+    assert [frame.group for frame in read_frames(card, tmp_path)] == ["patient1", "patient1", "patient23"]
+    card = make_card(MASK_PAIRS, {"pattern": r"t(\d)\d*_(.)"})
+    assert [frame.group for frame in read_frames(card, tmp_path)] == ["1-a", "1-b", "2-a"]
+    card = make_card(MASK_PAIRS, {"pattern": r"t\d"})
+    assert [frame.group for frame in read_frames(card, tmp_path)] == ["t1", "t1", "t2"]
+
+
+def test_a_name_that_no_rule_holds_is_an_error(tmp_path):
+    add_pair(tmp_path, "x9.png")
+    refused = refusal(make_card(MASK_PAIRS, {"pattern": "p([0-9])"}), tmp_path)
+    assert refused == "datasets/tiny-phantom.yaml: groups.pattern 'p([0-9])' does not match images/x9.png"
+    refused = refusal(make_card(MASK_PAIRS, {"ranges": [[1, 8, "a"]]}), tmp_path)
+    assert refused == "datasets/tiny-phantom.yaml: no range of groups.ranges holds images/x9.png"
+
+
+# CVC-ClinicDB and Kvasir-SEG in miniature
+
+
+CVC_LAYOUTS = {
+    "release": (("CVC-ClinicDB/Original", "CVC-ClinicDB/Ground Truth"), "tif"),
+    "release, flat": (("Original", "Ground Truth"), "tif"),
+    "png": (("PNG/Original", "PNG/Ground Truth"), "png"),
+    "tif": (("archive/TIF/Original", "archive/TIF/Ground Truth"), "tif"),
+}
+CVC_NUMBERS = {1: "1", 25: "1", 26: "2", 104: "6", 200: "10", 205: "10", 206: "11", 612: "29"}
+
+
+@pytest.mark.parametrize("layout", CVC_LAYOUTS)
+def test_cvc_clinicdb_reads_the_same_in_every_layout(tmp_path, monkeypatch, layout):
+    folders, suffix = CVC_LAYOUTS[layout]
+    for number in CVC_NUMBERS:
+        pixels = np.full((8, 10, 3), number % 250, "uint8")
+        add_image(tmp_path / folders[0] / f"{number}.{suffix}", pixels)
+        add_image(tmp_path / folders[1] / f"{number}.{suffix}", np.full((8, 10), 255, "uint8"))
+    frames = read_frames(repository_card("cvc-clinicdb", monkeypatch), tmp_path)
+    assert {int(frame.image.stem): frame.group for frame in frames} == CVC_NUMBERS
+    for frame in frames:
+        assert read_rgb(frame.image)[0, 0, 0] == int(frame.image.stem) % 250
+        assert read_mask(frame.mask, 127, (10, 8), frame.image).all()
+
+
+def test_the_kaggle_copy_of_cvc_clinicdb_is_read_once(tmp_path, monkeypatch):
+    for kind in ("PNG", "TIF"):
+        for number in (1, 30):
+            add_pair(tmp_path, f"{number}.{kind.lower()}", (f"{kind}/Original", f"{kind}/Ground Truth"))
+    frames = read_frames(repository_card("cvc-clinicdb", monkeypatch), tmp_path)
+    assert [frame.name for frame in frames] == ["PNG/Original/1.png", "PNG/Original/30.png"]
+
+
+def test_a_frame_number_outside_of_cvc_clinicdb_is_an_error(tmp_path, monkeypatch):
+    add_pair(tmp_path, "613.tif", ("Original", "Ground Truth"))
+    refused = refusal(repository_card("cvc-clinicdb", monkeypatch), tmp_path)
+    assert refused == "datasets/cvc-clinicdb.yaml: no range of groups.ranges holds Original/613.tif"
+
+
+def test_kvasir_seg_in_miniature(tmp_path, monkeypatch):
+    names = ["cju0qkwl35piu0993l0dewei2", "cju0qoxqj9q6s0835b43399p4"]
+    for name in names:
+        add_pair(tmp_path / "Kvasir-SEG", f"{name}.jpg")
+    (tmp_path / "Kvasir-SEG" / "kavsir_bboxes.json").write_text("{}")
+    frames = read_frames(repository_card("kvasir-seg", monkeypatch), tmp_path)
+    assert [frame.name for frame in frames] == [f"Kvasir-SEG/images/{name}.jpg" for name in names]
+    assert {frame.group for frame in frames} == {""}
+
+
+# class-folders
+
+
+def test_class_folders_with_awkward_names(tmp_path):
+    names = {
+        "lung [scc]/a b.png": "lung [scc]",
+        "lung [scc]/deep/er/x.PNG": "lung [scc]",
+        "st. 1 (early)/c.1.JPeG": "st. 1 (early)",
+        "st. 1 (early)/d.TIF": "st. 1 (early)",
+    }
+    for name in names:
+        add_image(tmp_path / name)
+    add_image(tmp_path / "other" / "e.png")
+    add_image(tmp_path / "lung [scc]" / ".hidden.png")
+    add_image(tmp_path / "lung [scc]" / ".ipynb_checkpoints" / "a b-checkpoint.png")
+    (tmp_path / "lung [scc]" / "folder.png").mkdir()
+    card = make_card({"kind": "class-folders"}, classes=("lung [scc]", "st. 1 (early)"))
+    frames = read_frames(card, tmp_path)
+    assert {frame.name: frame.label for frame in frames} == names
+    assert {frame.mask for frame in frames} == {None}
+
+
+def test_folders_may_be_called_otherwise_and_subsets_are_the_published_split(tmp_path):
+    names = {
+        "chest_xray/train/NORMAL/1.jpeg": ("healthy", "train"),
+        "chest_xray/valid/bacteria/2.jpeg": ("ill", "val"),
+        "chest_xray/test/virus/3.jpeg": ("ill", "test"),
+        "chest_xray/extra/virus/4.jpeg": ("ill", ""),
+    }
+    for name in names:
+        add_image(tmp_path / name)
+    layout = {
+        "kind": "class-folders",
+        "folders": {"NORMAL": "healthy", "bacteria": "ill", "virus": "ill"},
+        "subsets": {"train": "train", "valid": "val", "test": "test"},
+    }
+    frames = read_frames(make_card(layout, "none", ("healthy", "ill")), tmp_path)
+    assert {frame.name: (frame.label, frame.official) for frame in frames} == names
+
+
+def test_a_class_without_an_image_is_an_error(tmp_path):
+    add_image(tmp_path / "ill" / "1.png")
+    card = make_card({"kind": "class-folders"}, "none", ("healthy", "ill"))
+    expected = f"{tmp_path}: class 'healthy' of datasets/tiny-phantom.yaml has no image; add images, or correct"
+    assert refusal(card, tmp_path).startswith(expected)
+
+
+# table
+
+
+TABLE = {"kind": "table", "file": "index.csv", "image": "path", "label": "diagnosis", "subset": "split"}
+
+
+def add_table(folder: Path, rows: list[dict]) -> None:
+    folder.mkdir(parents=True, exist_ok=True)
+    pd.DataFrame(rows).to_csv(folder / "index.csv", index=False)
+    for row in rows:
+        for kind in ("path", "mask"):
+            if row.get(kind):
+                add_image(folder / row[kind])
+
+
+def row(path: str, diagnosis: str, patient: str, split: str = "") -> dict:
+    return {"path": path, "diagnosis": diagnosis, "patient": patient, "split": split}
+
+
+ROWS = [row("b/2.png", "1", "007", "test"), row("b/1 x.png", "0", "NA", "train"), row("a.png", "1", "007")]
+
+
+def test_a_table_gives_labels_groups_and_the_published_split(tmp_path):
+    add_table(tmp_path / "release", ROWS)
+    frames = read_frames(make_card(TABLE, {"column": "patient"}, ("0", "1")), tmp_path)
+    assert [(f.name, f.label, f.group, f.official) for f in frames] == [
+        ("release/a.png", "1", "007", ""),
+        ("release/b/1 x.png", "0", "NA", "train"),
+        ("release/b/2.png", "1", "007", "test"),
+    ]
+    table = frames_table(frames)
+    assert table["group"].tolist() == ["007", "NA", "007"]
+    assert table["image"][0] == tmp_path / "release" / "a.png"
+
+
+def test_a_table_of_masks(tmp_path):
+    rows = [
+        {"path": "1.png", "mask": "m/1.png", "sequence": "s1"},
+        {"path": "2.png", "mask": "m/2.png", "sequence": "s2"},
+    ]
+    add_table(tmp_path, rows)
+    layout = {"kind": "table", "file": "index.csv", "image": "path", "mask": "mask"}
+    frames = read_frames(make_card(layout, {"column": "sequence"}), tmp_path)
+    assert [(f.name, f.mask, f.label, f.group) for f in frames] == [
+        ("1.png", tmp_path / "m/1.png", None, "s1"),
+        ("2.png", tmp_path / "m/2.png", None, "s2"),
+    ]
+    add_table(tmp_path, [*rows, {"path": "3.png", "mask": "", "sequence": "s2"}])
+    refused = refusal(make_card(layout, {"column": "sequence"}), tmp_path)
+    assert refused.startswith(f"{tmp_path}/index.csv: 3.png has no mask in column 'mask'; name a mask")
+
+
+@pytest.mark.parametrize(
+    ("rows", "message"),
+    [
+        (
+            [*ROWS, row("c.png", "2", "1")],
+            "index.csv: label '2' of c.png is not in classes of datasets/tiny-phantom.yaml",
+        ),
+        (
+            [*ROWS, row("c.png", "1", "1", "valid")],
+            "index.csv: subset 'valid' of c.png in column 'split' is none of train",
+        ),
+        ([*ROWS, ROWS[0]], "b/2.png is listed twice; keep one row for each image"),
+        ([row("a.png", "1", "1")], "class '0' of datasets/tiny-phantom.yaml has no image"),
+        ([{"path": "a.png", "diagnosis": "1"}], "column 'patient' is missing (has: path, diagnosis)"),
+        ([*ROWS, row("../out.png", "1", "1")], "/../out.png, which is outside of "),
+    ],
+)
+def test_a_wrong_table_names_the_row_and_the_remedy(tmp_path, rows, message):
+    raw = tmp_path / "raw"
+    add_table(raw, rows)
+    assert message in refusal(make_card(TABLE, {"column": "patient"}, ("0", "1")), raw)
+
+
+def test_a_table_that_names_a_missing_file_or_is_missing_itself(tmp_path):
+    card = make_card(TABLE, {"column": "patient"}, ("0", "1"))
+    refused = refusal(card, tmp_path)
+    assert refused == f"{tmp_path}: no index.csv, which layout.file in datasets/tiny-phantom.yaml names"
+    add_table(tmp_path, ROWS)
+    (tmp_path / "a.png").unlink()
+    expected = f"{tmp_path}/index.csv: names {tmp_path}/a.png, which does not exist; add it, or take the row out"
+    assert refusal(card, tmp_path) == expected
+
+
+def test_a_table_of_links_into_a_cache_keeps_its_names(tmp_path):
+    raw = tmp_path / "raw"
+    add_table(raw, ROWS)
+    cached = tmp_path / "cache" / "0123"
+    cached.parent.mkdir()
+    (raw / "a.png").rename(cached)
+    (raw / "a.png").symlink_to(cached)
+    frames = read_frames(make_card(TABLE, {"column": "patient"}, ("0", "1")), raw)
+    assert [frame.name for frame in frames] == ["a.png", "b/1 x.png", "b/2.png"]
+
+
+# The phantom and real data
+
+
+def test_the_phantom_is_grouped_by_sequence(drawn_phantom, tiny_card):
+    frames = read_frames(tiny_card, drawn_phantom)
+    assert len(frames) == 24
+    assert [frame.group for frame in frames[:3]] == ["s000", "s000", "s001"]
+    assert frames[0].name == "images/s000_f00.png"
+    assert frames[0].mask == drawn_phantom / "masks" / "s000_f00.png"
+
+
+@pytest.mark.real
+@pytest.mark.parametrize(
+    ("dataset", "folder", "frames", "groups"),
+    [("kvasir-seg", "Kvasir-SEG", 1000, {""}), ("cvc-clinicdb", "cvc-clinicdb", 609, {str(n) for n in range(1, 30)})],
+)
+def test_real_folders_are_read(shared_data, monkeypatch, dataset, folder, frames, groups):
+    read = read_frames(repository_card(dataset, monkeypatch), shared_data / folder)
+    assert len(read) == frames
+    assert {frame.group for frame in read} == groups

@@ -1,0 +1,324 @@
+"""Splits: near-duplicates found and joined, nothing shared between subsets, and the proof of it."""
+
+import itertools
+
+import numpy as np
+import pandas as pd
+import pytest
+from hypothesis import assume, given, settings
+from hypothesis import strategies as st
+from tiny import ROOT, small_params
+
+from lesionlab.data.cards import read_card
+from lesionlab.data.crops import crop_frames
+from lesionlab.data.readers import read_frames
+from lesionlab.data.splits import assign_folds, describe_split, join_near_duplicates, near_duplicates
+from lesionlab.errors import InputError
+from lesionlab.params import Params, SplitParams
+
+PARAMS = Params.model_validate(small_params()).split
+
+
+def protocol(name: str, **changes: object) -> SplitParams:
+    return SplitParams.model_validate(PARAMS.model_dump() | {"protocol": name} | changes)
+
+
+# Near-duplicates
+
+
+def brute_force(hashes: np.ndarray, bits: int) -> list[list[int]]:
+    pairs = itertools.combinations(range(len(hashes)), 2)
+    return [[a, b] for a, b in pairs if (int(hashes[a]) ^ int(hashes[b])).bit_count() <= bits]
+
+
+@st.composite
+def planted_hashes(draw):
+    """Random hashes, some of them copies of others with a few bits turned; all distinct."""
+    rng = np.random.default_rng(draw(st.integers(0, 2**32 - 1)))
+    hashes = rng.integers(0, 2**64, draw(st.integers(1, 30)), dtype="uint64").tolist()
+    for _ in range(draw(st.integers(0, 20))):
+        turned = hashes[rng.integers(len(hashes))]
+        for bit in rng.choice(64, rng.integers(1, 20), replace=False):
+            turned ^= 1 << int(bit)
+        hashes.append(turned)
+    return np.array(list(dict.fromkeys(hashes)), dtype="uint64")
+
+
+@settings(max_examples=100)
+@given(planted_hashes(), st.integers(0, 16))
+def test_near_duplicates_are_those_of_a_comparison_of_all(hashes, bits):
+    assert near_duplicates(hashes, bits).tolist() == brute_force(hashes, bits)
+
+
+@given(st.integers(1, 12))
+def test_hashes_that_crowd_in_one_band_are_compared_too(bits):
+    hashes = np.arange(64, dtype="uint64")  # alike in all but the lowest six bits
+    assert near_duplicates(hashes, bits).tolist() == brute_force(hashes, bits)
+
+
+def test_exactly_the_given_number_of_bits_is_near():
+    hashes = np.array([0, 0b111111, 0b1111111 << 20], dtype="uint64")
+    assert near_duplicates(hashes, 6).tolist() == [[0, 1]]
+    assert near_duplicates(hashes, 5).tolist() == []
+    assert near_duplicates(hashes, 7).tolist() == [[0, 1], [0, 2]]
+
+
+@st.composite
+def indexes(draw, fewest: int = 1, most: int = 25):
+    """An index of frames with groups and hashes of which some are near others."""
+    hashes = draw(planted_hashes())
+    rng = np.random.default_rng(draw(st.integers(0, 2**32 - 1)))
+    count = draw(st.integers(fewest, most))
+    groups = rng.integers(0, max(1, count // 2), count)
+    rows = []
+    for number in range(count):
+        hashed = f"{int(rng.choice(hashes)):016x}"
+        for _ in range(rng.integers(1, 4)):
+            label = "polyp" if rng.random() < 0.5 else "background"
+            rows.append(
+                {"label": label, "group": f"g{groups[number]}", "frame": f"f{number}", "official": "", "hash": hashed}
+            )
+    table = pd.DataFrame(rows)
+    table.insert(0, "id", range(len(table)))
+    return table
+
+
+def together(index: pd.DataFrame, bits: int) -> set[frozenset[int]]:
+    """Crops that must stay together, by joining pair after pair until nothing changes."""
+    parent = list(range(len(index)))
+
+    def root(row: int) -> int:
+        while parent[row] != row:
+            row = parent[row]
+        return row
+
+    rows = list(index.itertuples())
+    for a, b in itertools.combinations(range(len(rows)), 2):
+        near = (int(rows[a].hash, 16) ^ int(rows[b].hash, 16)).bit_count() <= bits
+        if near or rows[a].group == rows[b].group:
+            parent[root(a)] = root(b)
+    classes: dict[int, set[int]] = {}
+    for row in range(len(rows)):
+        classes.setdefault(root(row), set()).add(row)
+    return {frozenset(members) for members in classes.values()}
+
+
+@given(indexes(), st.integers(0, 10))
+def test_joined_groups_are_the_equivalence_closure(index, bits):
+    joined = join_near_duplicates(index, bits)
+    found = {frozenset(np.flatnonzero(joined == number).tolist()) for number in np.unique(joined)}
+    assert found == together(index, bits)
+
+
+def make_index(groups: int, frames: int = 2, seed: int = 0, **columns: object) -> pd.DataFrame:
+    """Groups of frames of three crops each: two of background, one polyp; hashes far from each other."""
+    rng = np.random.default_rng(seed)
+    rows = []
+    for group, frame in itertools.product(range(groups), range(frames)):
+        hashed = f"{int(rng.integers(0, 2**63)):016x}"
+        for label in ("polyp", "background", "background"):
+            rows.append({"label": label, "group": f"g{group}", "frame": f"g{group}f{frame}", "hash": hashed})
+    table = pd.DataFrame(rows).assign(official="", x=0, y=0, width=9, height=9, **columns)
+    table.insert(0, "id", range(len(table)))
+    return table
+
+
+# Folds
+
+
+@settings(max_examples=60)
+@given(
+    indexes(12, 40),
+    st.sampled_from(["group", "random"]),
+    st.integers(3, 5),
+    st.integers(0, 2),
+    st.integers(0, 5),
+)
+def test_what_must_stay_together_does(index, name, folds, test_fold, seed):
+    params = protocol(name, folds=folds, test_fold=test_fold)
+    try:
+        table = assign_folds(index, params, seed)
+    except InputError:
+        assume(False)  # too few groups of a class; tested below
+    assert table["id"].tolist() == index["id"].tolist()
+    assert set(table["subset"]) == {"train", "val", "test"}
+    assert table["fold"].between(0, folds - 1).all()
+    expected = {test_fold: "test", (test_fold + 1) % folds: "val"}
+    assert [expected.get(fold, "train") for fold in table["fold"]] == table["subset"].tolist()
+    assert (table["fold"].groupby(index["frame"]).nunique() == 1).all()
+    if name == "group":
+        for members in together(index, params.near_duplicate_bits):
+            assert table["fold"].iloc[list(members)].nunique() == 1
+    pd.testing.assert_frame_equal(table, assign_folds(index, params, seed))
+
+
+def test_the_seed_changes_the_table():
+    tables = [assign_folds(make_index(20), protocol("group"), seed)["fold"].tolist() for seed in range(4)]
+    assert len({tuple(folds) for folds in tables}) == 4
+
+
+def test_folds_are_of_like_size_and_balance():
+    index = make_index(30)
+    table = assign_folds(index, protocol("group", folds=5), 42)
+    assert table["fold"].value_counts().tolist() == [36] * 5
+    assert index["label"].groupby(table["fold"]).value_counts().xs("polyp", level=1).tolist() == [12] * 5
+
+
+def test_every_fold_can_be_the_test_fold():
+    index = make_index(9)
+    tested = [assign_folds(index, protocol("group", test_fold=fold), 42) for fold in range(3)]
+    members = [set(table["id"][table["subset"] == "test"]) for table in tested]
+    assert set.union(*members) == set(index["id"])
+    assert sum(map(len, members)) == len(index)
+
+
+def test_random_frames_ignore_groups_and_are_marked():
+    index = make_index(12, frames=6)
+    table = assign_folds(index, protocol("random"), 42)
+    description = describe_split(index, table, protocol("random"), grouped=True, seed=42)
+    assert description["protocol"] == "random"
+    assert description["group_disjoint"] is False
+    assert description["proof"]["groups_in_two_subsets"] >= 10
+    assert description["proof"]["frames_in_two_subsets"] == 0
+
+
+def test_a_random_split_is_not_group_disjoint_even_where_chance_shares_nothing():
+    index = make_index(12, frames=1)
+    table = assign_folds(index, protocol("random"), 42)
+    description = describe_split(index, table, protocol("random"), grouped=True, seed=42)
+    assert not any(description["proof"].values())
+    assert description["group_disjoint"] is False
+
+
+def test_near_duplicates_join_their_groups_and_the_proof_counts_them():
+    index = make_index(12, frames=1)
+    hashes = index["hash"].to_numpy(copy=True)
+    near = f"{int(hashes[0], 16) ^ 0b101:016x}"
+    index["hash"] = np.where(index["group"] == "g7", near, hashes)
+    table = assign_folds(index, protocol("group"), 42)
+    subset = table.set_index(index["group"])["subset"]
+    assert set(subset["g0"]) == set(subset["g7"])
+    description = describe_split(index, table, protocol("group"), grouped=True, seed=42)
+    assert description["groups"] == 12
+    assert description["groups_after_joining_near_duplicates"] == 11
+    assert description["group_disjoint"] is True
+    assert set(description["proof"].values()) == {0}
+    assert sum(part["groups"] for part in description["subsets"].values()) == 11
+    assert sum(part["crops"] for part in description["subsets"].values()) == 36
+    apart = table.assign(subset=np.where(index["group"] == "g7", "val", "test"))
+    proof = describe_split(index, apart, protocol("random"), grouped=True, seed=42)["proof"]
+    assert proof == {
+        "groups_in_two_subsets": 0,
+        "frames_in_two_subsets": 0,
+        "identical_frames_across_subsets": 0,
+        "near_duplicates_across_subsets": 1,
+    }
+
+
+def test_the_proof_finds_what_is_shared():
+    index = make_index(6)
+    table = assign_folds(index, protocol("group"), 42)
+    index.loc[index["frame"] == "g1f1", "hash"] = index["hash"][0]  # the same picture in g0 and g1
+    shared = table.assign(subset=np.where(index["group"] == "g1", "test", "train"))
+    shared.loc[1, "subset"] = "val"  # one crop of g0f0
+    with pytest.raises(InputError, match="groups are shared between subsets"):
+        describe_split(index, shared, protocol("group"), grouped=True, seed=42)
+    description = describe_split(index, shared, protocol("official"), grouped=True, seed=42)
+    assert description["group_disjoint"] is False
+    assert description["proof"]["groups_in_two_subsets"] == 1
+    assert description["proof"]["frames_in_two_subsets"] == 1
+    assert description["proof"]["identical_frames_across_subsets"] == 1
+
+
+def test_a_card_without_groups_is_never_group_disjoint():
+    index = make_index(6)
+    table = assign_folds(index, protocol("group"), 42)
+    assert describe_split(index, table, protocol("group"), grouped=True, seed=42)["group_disjoint"] is True
+    assert describe_split(index, table, protocol("group"), grouped=False, seed=42)["group_disjoint"] is False
+
+
+# Published splits
+
+
+def test_official_keeps_the_published_test_subset_and_draws_validation_by_groups():
+    index = make_index(12)
+    index["official"] = np.where(index["group"].isin(["g2", "g5", "g9"]), "test", "train")
+    table = assign_folds(index, protocol("official"), 42)
+    assert (table["subset"] == "test").tolist() == (index["official"] == "test").tolist()
+    assert (table["fold"] == -1).tolist() == (index["official"] == "test").tolist()
+    assert (table["subset"].groupby(index["group"]).nunique() == 1).all()
+    assert (table["subset"] == "val").sum() == 18
+    description = describe_split(index, table, protocol("official"), grouped=True, seed=42)
+    assert description["protocol"] == "official"
+    assert description["group_disjoint"] is True
+
+
+def test_official_keeps_a_published_validation_subset_and_shows_what_it_shares():
+    index = make_index(12)
+    index["official"] = np.select(
+        [index["frame"].isin(["g2f0", "g5f1"]), index["frame"].isin(["g2f1", "g8f0"])], ["test", "val"], "train"
+    )
+    table = assign_folds(index, protocol("official"), 42)
+    assert table["subset"].tolist() == index["official"].tolist()
+    description = describe_split(index, table, protocol("official"), grouped=True, seed=42)
+    assert description["group_disjoint"] is False
+    assert description["proof"]["groups_in_two_subsets"] == 3
+
+
+def test_other_protocols_ignore_the_published_split():
+    index = make_index(12)
+    published = index.assign(official=np.where(index["group"] == "g0", "test", "train"))
+    pd.testing.assert_frame_equal(
+        assign_folds(index, protocol("group"), 42), assign_folds(published, protocol("group"), 42)
+    )
+
+
+# What cannot be split
+
+
+def test_a_class_with_fewer_groups_than_folds_is_named():
+    index = make_index(10)
+    index.loc[~index["group"].isin(["g0", "g1"]), "label"] = "background"
+    with pytest.raises(InputError) as caught:
+        assign_folds(index, protocol("group"), 42)
+    expected = "split: class 'polyp' has 2 group(s), fewer than split.folds (3); lower split.folds or add data"
+    assert str(caught.value) == expected
+
+
+def test_groups_are_counted_after_joining():
+    index = make_index(3, frames=1)
+    index["hash"] = np.where(index["group"] == "g2", index["hash"][0], index["hash"])
+    with pytest.raises(InputError, match=r"class 'background' has 2 group\(s\), fewer than split\.folds \(3\)"):
+        assign_folds(index, protocol("group"), 42)
+
+
+def test_a_published_test_subset_without_a_class_is_named():
+    index = make_index(12)
+    index["official"] = np.where((index["group"] == "g0") & (index["label"] == "polyp"), "test", "train")
+    with pytest.raises(InputError, match="subset test holds no crop of class 'background'"):
+        assign_folds(index, protocol("official"), 42)
+
+
+def test_official_without_a_published_split_is_an_error():
+    with pytest.raises(
+        InputError, match=r"params\.yaml: split\.protocol is official, but the data set has no official"
+    ):
+        assign_folds(make_index(12), protocol("official"), 42)
+
+
+# Real data
+
+
+@pytest.mark.real
+def test_cvc_clinicdb_by_sequence(shared_data, tiny_params, monkeypatch):
+    monkeypatch.chdir(ROOT)
+    card = read_card("cvc-clinicdb")
+    frames = read_frames(card, shared_data / "cvc-clinicdb")[::5]
+    rows = [row for _, crops in crop_frames(frames, card.classes, tiny_params.crop, 32, 42) for row in crops.rows]
+    index = pd.DataFrame(rows)
+    index.insert(0, "id", range(len(index)))
+    table = assign_folds(index, protocol("group"), 42)
+    description = describe_split(index, table, protocol("group"), grouped=True, seed=42)
+    assert description["groups"] == 29
+    assert description["group_disjoint"] is True
+    assert set(description["proof"].values()) == {0}

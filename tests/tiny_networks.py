@@ -1,0 +1,70 @@
+"""Small crops, tasks and networks for tests; importing this starts Keras as a stage does."""
+
+import keras
+import numpy as np
+from tiny import small_params
+
+from lesionlab.models.networks import Architecture, build_network, freeze, prefix_of
+from lesionlab.params import Params
+from lesionlab.training.backend import start_keras
+from lesionlab.training.fit import Fit, Task, fit
+from lesionlab.training.prefix import Inputs
+
+THREADS = 2
+SIZE = 32
+BATCH = 8
+CLASSES = ["background", "polyp"]
+
+start_keras(THREADS)
+
+
+def tiny_architecture(backbone: str | None, **changes: object) -> Architecture:
+    content = {
+        "backbone": backbone, "filters": (4, 8), "dense": 8, "dropout": 0.3, "image_size": SIZE, "classes": CLASSES,
+    }  # fmt: skip
+    return Architecture(**content | changes)
+
+
+def tiny_crops(count: int, classes: int = 2, size: int = SIZE, seed: int = 0) -> tuple[np.ndarray, np.ndarray]:
+    """Noise (count, size, size, 3) uint8 with a square whose brightness tells the class, and the labels (count,)."""
+    rng = np.random.default_rng(seed)
+    images = rng.integers(40, 120, (count, size, size, 3))
+    labels = np.arange(count) % classes
+    images[:, size // 4 : size // 2, size // 4 : size // 2] += (labels * 100 // (classes - 1))[:, None, None, None]
+    return images.astype("uint8"), labels
+
+
+def tiny_task(labels: np.ndarray, train: int, classes: int = 2) -> Task:
+    """The first `train` crops train, the others validate."""
+    rows = np.arange(len(labels))
+    return Task(labels, rows[:train], rows[train:], classes)
+
+
+def training_params(**changes: object) -> Params:
+    """Params of the tiny project with BATCH crops a step; changes are dotted keys with __ for the dot."""
+    changed = {key.replace("__", "."): value for key, value in changes.items()}
+    return Params.model_validate(small_params({"training.batch_size": BATCH} | changed))
+
+
+def tiny_inputs(images: np.ndarray, preprocessing: str, params: Params, **changes: object) -> Inputs:
+    return Inputs(images, preprocessing, params.augment, params.seed, BATCH, THREADS, **changes)
+
+
+def train(
+    architecture: Architecture, unfrozen_blocks: int, params: Params, images: np.ndarray, task: Task, **how: object
+) -> tuple[keras.Model, Fit]:
+    """Train a network drawn from params.seed the way the finetune stage does; `whole`: without a prefix at all.
+
+    how: `cache` (a folder or None), `whole` (every step through the one flat model).
+    """
+    network = build_network(architecture, params.seed)
+    boundary = architecture.boundary(unfrozen_blocks)
+    suffix, prefix = freeze(network, boundary), prefix_of(network, boundary) if boundary else None
+    if how.pop("whole", False):
+        suffix, prefix = network, None
+    inputs = tiny_inputs(images, architecture.preprocessing, params, prefix=prefix, **how)
+    result = fit(
+        suffix, inputs, task, params.finetune, params.training, stage="finetune", seed=params.seed,
+        copies=params.augment.copies,
+    )  # fmt: skip
+    return network, result
