@@ -6,7 +6,7 @@ BIN := $(VENV)/bin
 export PATH := $(CURDIR)/$(BIN):$(PATH)
 
 .DEFAULT_GOAL := help
-.PHONY: help env run test lint ui probe weights clean
+.PHONY: help env run test lint ui weights clean
 
 help: ## show this list
 	@grep -E '^[a-z]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 10
@@ -36,7 +36,7 @@ ui: env ## MLflow on http://127.0.0.1:5000
 	  --default-artifact-root ./mlartifacts --host 127.0.0.1 --port 5000 --workers 1
 
 weights: env ## make the bundled weights again (about 20 minutes)
-	python -m lesionlab.pretext
+	python -m lesionlab.pretext --out lesionlab/pretext/bundled/mobilenet_0.25.weights.h5
 
 clean: ## delete caches of activations and downloads; they come back when needed
 	rm -rf .lesionlab

@@ -30,7 +30,9 @@ def main(
     split: Annotated[Path | None, Option(help="CSV of the split stage")] = None,
     proof: Annotated[Path | None, Option(help="JSON of the split stage")] = None,
     detections: Annotated[Path | None, Option(help="CSV file to write")] = None,
-    metrics: Annotated[Path | None, Option(help="JSON file to write, or to read the operating threshold from")] = None,
+    metrics: Annotated[
+        Path, Option(help="JSON file to write; your own pictures: where the threshold is recorded")
+    ] = Path("metrics/detect.json"),
     plots: Annotated[Path | None, Option(help="folder to write FROC and overlays to")] = None,
 ) -> None:
     from lesionlab.training.backend import start_keras
@@ -41,13 +43,13 @@ def main(
     from lesionlab.detection.run import Paths, detect_folder, run_detection
 
     if frames is not None and out is not None:
-        detect_folder(model, frames, out, params, threshold)
+        detect_folder(model, frames, out, params, metrics, threshold)
         return
     paths = (raw, crops, split, proof, detections, metrics, plots)
     if frames is not None or out is not None or None in paths:
         raise InputError(
             "detect: give --frames and --out for your own pictures, or all of --raw, --crops, --split, --proof, "
-            "--detections, --metrics and --plots"
+            "--detections and --plots"
         )
     run_detection(Paths(model, *paths), read_card(params.dataset), params)
 

@@ -1,6 +1,6 @@
 """download: fetch what the pipeline starts from, checked against checksums; nothing else goes online.
 
-reads   datasets/<dataset>.yaml; for weights `bundled`: lesionlab/models/bundled/
+reads   datasets/<dataset>.yaml; for weights `bundled`: lesionlab/pretext/bundled/
 writes  images:   data/raw/       the files of the data set, unpacked; SOURCES.json says what they were
         weights:  data/weights/   the backbone's weight file; weights.json says which, with its SHA-256
 params  dataset, download; images: seed (a phantom is drawn with it); weights: model

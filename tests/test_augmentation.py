@@ -30,7 +30,11 @@ def test_identity_gives_the_image_back(images):
 
 @pytest.mark.parametrize(
     ("columns", "flipped"),
-    [({"SIGN_X": -1}, np.s_[:, :, ::-1]), ({"SIGN_Y": -1}, np.s_[:, ::-1]), ({"SIGN_X": -1, "SIGN_Y": -1}, np.s_[:, ::-1, ::-1])],
+    [
+        ({"SIGN_X": -1}, np.s_[:, :, ::-1]),
+        ({"SIGN_Y": -1}, np.s_[:, ::-1]),
+        ({"SIGN_X": -1, "SIGN_Y": -1}, np.s_[:, ::-1, ::-1]),
+    ],
 )
 def test_flips_are_exact(images, columns, flipped):
     np.testing.assert_allclose(augment(images, drawn_with(6, **columns)), images[flipped], atol=1e-3)
@@ -47,7 +51,9 @@ def test_quarter_turns_are_exact(images, turns):
 def test_zoom_scales_about_the_centre():
     ramp = np.broadcast_to(np.arange(32.0)[None, None, :, None] * 4, (1, 32, 32, 3))
     result = augment(ramp, drawn_with(1, ZOOM=0.5))
-    np.testing.assert_allclose(result[0, :, :, 0], np.tile((15.5 + (np.arange(32) - 15.5) * 0.5) * 4, (32, 1)), atol=1e-2)
+    np.testing.assert_allclose(
+        result[0, :, :, 0], np.tile((15.5 + (np.arange(32) - 15.5) * 0.5) * 4, (32, 1)), atol=1e-2
+    )
 
 
 def test_brightness_adds_and_contrast_scales_about_the_mean(images):

@@ -71,7 +71,9 @@ def test_official_files_are_named_as_keras_names_them():
     files = {name: find_backbone(name).imagenet_file for name in KNOWN}
     assert len(set(files.values())) == len(KNOWN)
     assert files["mobilenet_0.25"] == "mobilenet/mobilenet_2_5_224_tf_no_top.h5"
-    assert files["mobilenetv2_0.35"] == "mobilenet_v2/mobilenet_v2_weights_tf_dim_ordering_tf_kernels_0.35_224_no_top.h5"
+    assert (
+        files["mobilenetv2_0.35"] == "mobilenet_v2/mobilenet_v2_weights_tf_dim_ordering_tf_kernels_0.35_224_no_top.h5"
+    )
     for name in ("vgg16", "vgg19"):
         backbone = find_backbone(name)
         published = importlib.import_module(f"keras.src.applications.{name}")

@@ -21,11 +21,11 @@ import pytest
 from pydantic import ValidationError
 
 from lesionlab.data import download as module
+from lesionlab.data import weights as weights_module
 from lesionlab.data.cards import Card, Recommended, Source, resolve_model
 from lesionlab.data.download import download_images, fetch
 from lesionlab.data.weights import fetch_weights
 from lesionlab.errors import InputError
-from lesionlab.models import weights as weights_module
 from lesionlab.models.backbones import KNOWN, find_backbone
 from lesionlab.params import DownloadParams, ModelParams
 from stages import download as stage

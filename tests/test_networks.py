@@ -5,7 +5,7 @@ import shutil
 import keras
 import numpy as np
 import pytest
-from tiny_networks import SIZE, tiny_architecture, tiny_crops
+from tiny_networks import SIZE, lively, tiny_architecture, tiny_crops
 
 from lesionlab.errors import InputError
 from lesionlab.files import write_json
@@ -138,10 +138,10 @@ def test_prefix_and_suffix_are_the_whole_network_bit_for_bit(backbone, blocks):
     np.testing.assert_array_equal(composed, whole)
 
 
-@pytest.mark.parametrize("backbone", ["mobilenetv2_0.35", "mobilenet_0.25"])
+@pytest.mark.parametrize("backbone", ["mobilenet_0.25", pytest.param("mobilenetv2_0.35", marks=pytest.mark.slow)])
 def test_training_moves_the_unfrozen_weights_and_no_other(backbone):
     architecture = tiny_architecture(backbone, dense=0)
-    network = build_network(architecture, seed=1)
+    network = lively(build_network(architecture, seed=1), architecture)
     freeze(network, architecture.boundary(2))
     trained = {id(weight) for weight in network.trainable_weights}
     before = [np.array(weight) for weight in network.weights]

@@ -7,7 +7,7 @@ from lesionlab.data.weights import BUNDLED, BUNDLED_BACKBONE
 from lesionlab.errors import InputError
 from lesionlab.files import file_digest, read_json
 from lesionlab.models.backbones import find_backbone
-from lesionlab.models.pretext.pictures import MAP_SIZE, MAPS, MATERIALS, OBJECTS, SCALARS, draw_pictures
+from lesionlab.pretext.pictures import MAP_SIZE, MAPS, MATERIALS, OBJECTS, SCALARS, draw_pictures
 from lesionlab.seeds import generator
 
 RECORD = BUNDLED.with_name(f"{BUNDLED_BACKBONE}.json")
@@ -49,7 +49,7 @@ def test_the_same_seed_draws_the_same_pictures_and_another_seed_others():
 
 
 def test_pictures_do_not_depend_on_the_number_of_processes():
-    from lesionlab.models.pretext.training import CHUNK, make_pictures
+    from lesionlab.pretext.training import CHUNK, make_pictures
 
     one, two = (make_pictures(CHUNK + 32, 5, "test", workers) for workers in (1, 2))
     assert one.images.shape[0] == CHUNK + 32
@@ -59,7 +59,7 @@ def test_pictures_do_not_depend_on_the_number_of_processes():
 
 @pytest.mark.slow
 def test_the_command_writes_the_same_bytes_twice_and_records_them(tmp_path):
-    from lesionlab.models.pretext.__main__ import main
+    from lesionlab.pretext.__main__ import main
 
     settings = {"pictures": 64, "epochs": 1, "batch_size": 32, "learning_rate": 0.01, "seed": 7, "threads": 2}
     files = [tmp_path / folder / "small.weights.h5" for folder in ("first", "second")]
@@ -78,7 +78,7 @@ def test_the_command_writes_the_same_bytes_twice_and_records_them(tmp_path):
 
 
 def test_a_batch_larger_than_the_pictures_is_refused(tmp_path):
-    from lesionlab.models.pretext.__main__ import main
+    from lesionlab.pretext.__main__ import main
 
     with pytest.raises(InputError, match="only 8 pictures"):
         main(tmp_path / "x.weights.h5", pictures=8, batch_size=64)
@@ -91,7 +91,7 @@ def test_the_bundled_file_is_the_recorded_one():
     record = json.loads(RECORD.read_text())
     assert file_digest(BUNDLED) == record["sha256"]
     assert BUNDLED.stat().st_size < 1_500_000
-    assert record["command"].startswith("python -m lesionlab.models.pretext --out")
+    assert record["command"].startswith("python -m lesionlab.pretext --out")
     assert record["backbone"] == BUNDLED_BACKBONE
     assert record["held_out"]["object"] > 0.6
     assert record["held_out"]["mask"] > 0.6

@@ -18,7 +18,7 @@ from lesionlab.training.backend import environment
 def a_classifier(backbone: str | None = "mobilenet_0.25", seed: int = 5, **changes: object) -> Classifier:
     content = {
         "architecture": tiny_architecture(backbone), "stage": "transfer", "dataset": "tiny", "protocol": "group",
-        "seed": seed, "unfrozen_blocks": 0, "blocks": [], "threshold": 0.1 + 0.2, "environment": environment(THREADS),
+        "seed": seed, "unfrozen_blocks": 0, "blocks": [], "threshold": 1 / 3, "environment": environment(THREADS),
     }  # fmt: skip
     description = Description(**content | changes)
     return Classifier(description, build_network(description.architecture, seed))
@@ -50,7 +50,7 @@ def test_the_description_comes_back(saved):
     description = load_classifier(saved).description
     assert description.architecture == tiny_architecture("mobilenet_0.25")
     assert (description.stage, description.protocol, description.seed) == ("transfer", "group", 5)
-    assert description.threshold == pytest.approx(0.3, abs=1e-6)
+    assert description.threshold == 1 / 3
     assert description.weights_sha256 == file_digest(saved / "model.weights.h5")
     assert description.environment["threads"] == THREADS
 
@@ -60,6 +60,8 @@ def test_the_same_weights_give_the_same_bytes(tmp_path):
         save_classifier(tmp_path / name, a_classifier())
     files = sorted(path.name for path in (tmp_path / "first").iterdir())
     assert files == ["model.json", "model.weights.h5"]
+    a, b = (json.loads((tmp_path / name / "model.json").read_text()) for name in ("first", "second"))
+    assert a == b
     for name in files:
         assert (tmp_path / "first" / name).read_bytes() == (tmp_path / "second" / name).read_bytes(), name
 
@@ -100,7 +102,7 @@ def test_a_missing_file_is_named(saved, name):
     ("changes", "message"),
     [
         ({"pickled": "gASV"}, "pickled: Extra inputs are not permitted"),
-        ({"threshold": "high"}, "threshold: Input should be a valid number"),
+        ({"threshold": "high"}, "threshold: Input should be a valid number, unable to parse string as a number"),
         ({"architecture": {"backbone": None}}, "architecture.dense: Field required"),
         ({"seed": None}, "seed: Input should be a valid integer"),
     ],
@@ -137,7 +139,9 @@ def test_predict_is_the_softmax_of_the_logits_of_the_chosen_rows():
     probabilities = classifier.predict(images, rows, BATCH)
     assert probabilities.shape == (10, len(CLASSES))
     assert probabilities.dtype == np.float64
-    logits = np.concatenate([classifier.logits(images[rows[:BATCH]], BATCH), classifier.logits(images[rows[BATCH:]], BATCH)])
+    logits = np.concatenate(
+        [classifier.logits(images[rows[:BATCH]], BATCH), classifier.logits(images[rows[BATCH:]], BATCH)]
+    )
     np.testing.assert_array_equal(probabilities, softmax(logits, 2.0))
     assert classifier.predict(images, rows[:0], BATCH).shape == (0, 2)
 

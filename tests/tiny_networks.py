@@ -4,6 +4,7 @@ import keras
 import numpy as np
 from tiny import small_params
 
+from lesionlab.models.backbones import preprocess
 from lesionlab.models.networks import Architecture, build_network, freeze, prefix_of
 from lesionlab.params import Params
 from lesionlab.training.backend import start_keras
@@ -14,6 +15,8 @@ THREADS = 2
 SIZE = 32
 BATCH = 8
 CLASSES = ["background", "polyp"]
+
+_LIVELY: dict[str, list[list[np.ndarray]]] = {}
 
 start_keras(THREADS)
 
@@ -50,6 +53,22 @@ def tiny_inputs(images: np.ndarray, preprocessing: str, params: Params, **change
     return Inputs(images, preprocessing, params.augment, params.seed, BATCH, THREADS, **changes)
 
 
+def lively(network: keras.Model, architecture: Architecture) -> keras.Model:
+    """Give each BatchNormalization the statistics of some crops: as drawn, a deep network's activations fade."""
+    key = architecture.model_dump_json()
+    if key not in _LIVELY:
+        normalising = [layer for layer in network.layers if isinstance(layer, keras.layers.BatchNormalization)]
+        for layer in normalising:
+            layer.momentum = 0.0
+        images = tiny_crops(BATCH, size=architecture.image_size)[0]
+        network(preprocess(images, architecture.preprocessing), training=True)
+        _LIVELY[key] = [layer.get_weights() for layer in normalising]
+    normalising = [layer for layer in network.layers if isinstance(layer, keras.layers.BatchNormalization)]
+    for layer, weights in zip(normalising, _LIVELY[key], strict=True):
+        layer.set_weights(weights)
+    return network
+
+
 def train(
     architecture: Architecture, unfrozen_blocks: int, params: Params, images: np.ndarray, task: Task, **how: object
 ) -> tuple[keras.Model, Fit]:
@@ -57,7 +76,7 @@ def train(
 
     how: `cache` (a folder or None), `whole` (every step through the one flat model).
     """
-    network = build_network(architecture, params.seed)
+    network = lively(build_network(architecture, params.seed), architecture)
     boundary = architecture.boundary(unfrozen_blocks)
     suffix, prefix = freeze(network, boundary), prefix_of(network, boundary) if boundary else None
     if how.pop("whole", False):

@@ -10,7 +10,7 @@ from lesionlab.files import file_digest, from_root, whole_folder, write_json
 from lesionlab.models.backbones import Backbone
 
 BUNDLED_BACKBONE = "mobilenet_0.25"
-BUNDLED = Path(__file__).parent.parent / "models" / "bundled" / f"{BUNDLED_BACKBONE}.weights.h5"
+BUNDLED = Path(__file__).parent.parent / "pretext" / "bundled" / f"{BUNDLED_BACKBONE}.weights.h5"
 _HDF5_MAGIC = b"\x89HDF\r\n\x1a\n"
 
 

@@ -211,10 +211,12 @@ def _draw(
     draw_overlay(path, pixels, heat, shown, mask, f"{kind}: {frame.name}")
 
 
-def detect_folder(model: Path, frames: Path, out: Path, params: Params, threshold: float | None) -> None:
+def detect_folder(model: Path, frames: Path, out: Path, params: Params, metrics: Path, threshold: float | None) -> None:
     """Boxes, heat maps and overlays of every picture in a folder, without masks and without DVC.
 
     out: folder for detections.csv, heatmaps/ (greyscale PNG, 255 is probability 1) and overlays/.
+    threshold: lowest score of a box; None: the one that the detect stage chose for this very model and recorded in
+    `metrics`, or else the model's crop threshold, which is said.
     Raises InputError when the folder holds no picture or one cannot be read.
     """
     if not frames.is_dir():
@@ -224,7 +226,8 @@ def detect_folder(model: Path, frames: Path, out: Path, params: Params, threshol
         raise InputError(f"{frames}: holds no picture ({', '.join(IMAGE_SUFFIXES)})")
     classifier = load_classifier(model)
     detector = Detector(classifier, params.detect, params.training.batch_size)
-    threshold = classifier.description.threshold if threshold is None else threshold
+    if threshold is None:
+        threshold = _recorded_threshold(metrics, model, classifier)
     tables = []
     with whole_folder(out) as folder:
         for path in progress(pictures, desc="detect", unit="frame"):
@@ -240,3 +243,16 @@ def detect_folder(model: Path, frames: Path, out: Path, params: Params, threshol
         result = pd.concat(tables, ignore_index=True)
         write_table(folder / "detections.csv", result)
     print(f"{len(result)} boxes on {len(pictures)} frames (threshold {threshold:.3f}): {out}")
+
+
+def _recorded_threshold(metrics: Path, model: Path, classifier: Classifier) -> float:
+    if metrics.exists():
+        recorded = read_json(metrics)
+        if recorded.get("model_sha256") == file_digest(model / MODEL_FILE):
+            print(f"threshold {recorded['threshold']:.3f}: chosen on validation frames ({metrics})")
+            return recorded["threshold"]
+    threshold = classifier.description.threshold
+    if threshold is None:
+        raise InputError(f"{model}: a model of more than two classes has no threshold; give --threshold")
+    print(f"threshold {threshold:.3f}: the model's for crops, as {metrics} holds none for it (or give --threshold)")
+    return threshold

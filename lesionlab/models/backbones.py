@@ -53,8 +53,9 @@ class Backbone:
 
         options = {} if self.alpha is None else {"alpha": self.alpha}
         application = getattr(keras.applications, self.application)
-        shape = (image_size, image_size, 3)
-        return application(include_top=False, weights=None, input_shape=shape, **options)
+        # Named, because Keras numbers nameless inputs through a process and weight files hold layer names.
+        inputs = keras.Input((image_size, image_size, 3), name="pixels")
+        return application(include_top=False, weights=None, input_tensor=inputs, **options)
 
     def boundary(self, unfrozen_blocks: int) -> str | None:
         """Name of the layer that ends the frozen part when the last `unfrozen_blocks` blocks train.

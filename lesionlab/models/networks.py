@@ -104,7 +104,7 @@ def _up_to(model: keras.Model, boundary: str | None) -> set[keras.Layer]:
 
 def _small_cnn(architecture: Architecture) -> keras.Model:
     size = architecture.image_size
-    inputs = keras.Input((size, size, 3))
+    inputs = keras.Input((size, size, 3), name="pixels")
     x = inputs
     for number, filters in enumerate(architecture.filters, start=1):
         x = keras.layers.Conv2D(filters, 3, padding="same", activation="relu", name=f"conv{number}")(x)

@@ -74,7 +74,7 @@ def save_classifier(folder: Path, classifier: Classifier) -> None:
         classifier.model.save_weights(temporary / WEIGHTS_FILE)
         content = classifier.description.model_dump()
         content["weights_sha256"] = file_digest(temporary / WEIGHTS_FILE)
-        write_json(temporary / MODEL_FILE, content)
+        write_json(temporary / MODEL_FILE, content, digits=17)  # a rounded threshold may cross a score
 
 
 def load_classifier(folder: Path) -> Classifier:

@@ -1,7 +1,9 @@
 """Start Keras the same way in every stage: quiet, with a fixed number of threads, on record."""
 
+import contextlib
 import os
 import platform
+from collections.abc import Iterator
 
 
 def start_keras(threads: int) -> None:
@@ -12,7 +14,8 @@ def start_keras(threads: int) -> None:
     """
     os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
     os.environ.setdefault("TF_ENABLE_ONEDNN_OPTS", "1")
-    import keras
+    with _without_greetings():
+        import keras
 
     if keras.backend.backend() == "tensorflow":
         import tensorflow as tf
@@ -23,6 +26,19 @@ def start_keras(threads: int) -> None:
         except RuntimeError as error:  # the process, a test for example, has used TensorFlow already
             if tf.config.threading.get_intra_op_parallelism_threads() != threads:
                 raise RuntimeError("start_keras must come before TensorFlow's first operation") from error
+
+
+@contextlib.contextmanager
+def _without_greetings() -> Iterator[None]:
+    """Hide what TensorFlow prints while it is loaded, before its log level counts; errors still raise."""
+    kept, nowhere = os.dup(2), os.open(os.devnull, os.O_WRONLY)
+    os.dup2(nowhere, 2)
+    try:
+        yield
+    finally:
+        os.dup2(kept, 2)
+        os.close(kept)
+        os.close(nowhere)
 
 
 def environment(threads: int) -> dict[str, str | int]:

@@ -72,13 +72,10 @@ def fit(
                 batch = inputs.read(chosen, chosen_versions), targets[chosen], weights[task.labels[chosen]]
                 loss, accuracy = suffix.train_on_batch(*batch)
                 sums += float(loss), float(accuracy)
-                if not np.isfinite(loss):
-                    raise InputError(
-                        f"{stage}: the loss is {loss} at epoch {epoch}, step {step}; "
-                        f"lower {stage}.learning_rate in params.yaml (is {settings.learning_rate:g})"
-                    )
+                _require_finite(loss, f"the loss is {loss} at epoch {epoch}, step {step}", stage, settings)
                 bar.update()
             probabilities = predict_rows(suffix, inputs, task.val)
+            _require_finite(probabilities, f"validation gives no numbers after epoch {epoch}", stage, settings)
             row = {"epoch": epoch, "loss": sums[0] / steps, "accuracy": sums[1] / steps}
             row |= _validate(task.labels[task.val], probabilities)
             row["learning_rate"] = float(suffix.optimizer.learning_rate)
@@ -101,6 +98,13 @@ def predict_rows(suffix: keras.Model, inputs: Inputs, rows: np.ndarray) -> np.nd
         values = inputs.read(batch, np.full(len(batch), PLAIN))
         logits.append(np.asarray(suffix.predict_on_batch(pad_batch(values, inputs.batch_size)))[: len(batch)])
     return softmax(np.concatenate(logits))
+
+
+def _require_finite(values: np.ndarray, problem: str, stage: str, settings: FitParams) -> None:
+    if not np.isfinite(values).all():
+        raise InputError(
+            f"{stage}: {problem}; lower {stage}.learning_rate in params.yaml (is {settings.learning_rate:g})"
+        )
 
 
 def _compile(suffix: keras.Model, settings: FitParams, training: TrainingParams, steps: int) -> None:

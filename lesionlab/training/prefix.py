@@ -1,5 +1,6 @@
 """The frozen part of a network, computed once a crop: activations in a memory-mapped, content-addressed cache."""
 
+import errno
 import hashlib
 import json
 import os
@@ -19,6 +20,7 @@ from lesionlab.progress import progress
 from lesionlab.training.augmentation import augment, draw_augmentation
 from lesionlab.training.backend import environment
 
+BYTES_A_BLOCK = 512  # of st_blocks
 PLAIN = -1  # the version of a crop that is not augmented
 
 
@@ -61,6 +63,7 @@ class Inputs:
         for version in versions:
             entry = self._entry(version)
             todo += [(version, part) for part in _batches(rows[~entry.done[rows]], self.batch_size)]
+        _require_space(self.cache, sum(len(part) for _, part in todo) * self._row_bytes)
         for version, part in progress(todo, desc=desc, unit="batch", leave=False):
             self._entries[version].write(part, self._activations(part, version))
         for version in versions:
@@ -80,6 +83,10 @@ class Inputs:
             chosen = versions == version
             pixels[chosen] = self._pixels(rows[chosen], int(version))
         return self._run_prefix(pixels)
+
+    @property
+    def _row_bytes(self) -> int:
+        return 4 * int(np.prod(self.prefix.output_shape[1:]))
 
     def _activations(self, rows: np.ndarray, version: int) -> np.ndarray:
         return self._run_prefix(self._pixels(rows, version))
@@ -119,24 +126,32 @@ class _Entry:
         self.folder = cache / hashlib.blake2b(text.encode(), digest_size=16).hexdigest()
         self.folder.mkdir(parents=True, exist_ok=True)
         self._lock = FileLock(self.folder / "lock")
+        self._path = self.folder / "activations.npy"
         with self._lock:
-            path = self.folder / "activations.npy"
-            if not path.exists():
-                with whole_file(path) as temporary:
+            if not self._path.exists():
+                # A record of values that somebody deleted vouches for nothing.
+                (self.folder / "done.npy").unlink(missing_ok=True)
+                with whole_file(self._path) as temporary:
                     np.lib.format.open_memmap(temporary, "w+", "float32", shape).flush()
                 (self.folder / "identity.json").write_text(json.dumps(identity, indent=2) + "\n")
             self.done = self._read_done(shape[0])
-        self.values = np.lib.format.open_memmap(path, "r+")
-        os.utime(self.folder)
+            self.values = np.lib.format.open_memmap(self._path, "r+")
+            self._inode = self._path.stat().st_ino
+            os.utime(self.folder)
 
     def write(self, rows: np.ndarray, values: np.ndarray) -> None:
         self.values[rows] = values
         self.done[rows] = True
 
     def commit(self) -> None:
-        """Data first, then the record of it: a crash in between costs work, never correctness."""
+        """Data first, then the record of it: a crash in between costs work, never correctness.
+
+        Nothing is recorded when the cache was deleted meanwhile: this run goes on with the values that it has open.
+        """
         self.values.flush()
         with self._lock:
+            if not self._path.exists() or self._path.stat().st_ino != self._inode:
+                return
             self.done |= self._read_done(len(self.done))
             with whole_file(self.folder / "done.npy") as temporary, temporary.open("wb") as stream:
                 np.save(stream, self.done)
@@ -153,15 +168,30 @@ def cache_folder() -> Path:
 
 def _limit_cache(cache: Path, limit: float, keep: set[Path]) -> None:
     """Delete the entries that were used longest ago until the cache is within its limit; never those in use here."""
-    entries = sorted((path for path in cache.iterdir() if path.is_dir()), key=lambda path: path.stat().st_mtime)
-    sizes = {path: sum(file.stat().st_blocks * 512 for file in path.iterdir()) for path in entries}
-    total = sum(sizes.values())
-    for path in entries:
+    entries = sorted(entry for entry in map(_use_and_size, cache.iterdir()) if entry)
+    total = sum(size for _, size, _ in entries)
+    for _, size, path in entries:
         if total <= limit:
             return
         if path not in keep:
-            shutil.rmtree(path, ignore_errors=True)
-            total -= sizes[path]
+            with FileLock(path / "lock"):  # not while another run opens it or records in it
+                shutil.rmtree(path, ignore_errors=True)
+            total -= size
+
+
+def _use_and_size(path: Path) -> tuple[float, int, Path] | None:
+    """When an entry was last used, and its size in bytes; None when another run is just deleting it."""
+    try:
+        return path.stat().st_mtime, sum(file.stat().st_blocks * BYTES_A_BLOCK for file in path.iterdir()), path
+    except (FileNotFoundError, NotADirectoryError):
+        return None
+
+
+def _require_space(cache: Path, needed: int) -> None:
+    """Raises OSError where the disk would fill: a write through a memory map would end the process instead."""
+    cache.mkdir(parents=True, exist_ok=True)
+    if shutil.disk_usage(cache).free < needed:
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC), str(cache))
 
 
 def _batches(rows: np.ndarray, batch_size: int) -> list[np.ndarray]:

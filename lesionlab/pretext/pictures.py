@@ -8,7 +8,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from lesionlab.models.pretext.fields import Painter, per_picture
+from lesionlab.pretext.fields import Painter, per_picture
 from lesionlab.seeds import generator
 
 OBJECTS = ("none", "dome", "lobed", "plateau", "pit", "ring", "tube", "ball")

@@ -43,7 +43,7 @@ def main(
     start_keras(threads)  # before anything that imports Keras
     import keras
 
-    from lesionlab.models.pretext.training import SIZE, fit, make_pictures, measure
+    from lesionlab.pretext.training import SIZE, fit, make_pictures, measure
 
     # TensorFlow adds in another order where layers have other names, as they have in a process that built some before.
     keras.utils.clear_session()
@@ -69,7 +69,7 @@ def main(
     shown = out.name if out.is_absolute() else str(out)  # no path of one machine
     record = {
         "backbone": backbone.name,
-        "command": shlex.join(["python", "-m", "lesionlab.models.pretext", "--out", shown, *words]),
+        "command": shlex.join(["python", "-m", "lesionlab.pretext", "--out", shown, *words]),
         **options,
         "image_size": SIZE,
         "sha256": file_digest(out),

@@ -10,7 +10,7 @@ import numpy as np
 import tensorflow as tf
 
 from lesionlab.models.backbones import Backbone, preprocess
-from lesionlab.models.pretext.pictures import MAP_SIZE, MAPS, MATERIALS, OBJECTS, SCALARS, Pictures, draw_chunk
+from lesionlab.pretext.pictures import MAP_SIZE, MAPS, MATERIALS, OBJECTS, SCALARS, Pictures, draw_chunk
 from lesionlab.progress import progress
 from lesionlab.seeds import derive_seed, generator
 

@@ -1,0 +1,344 @@
+"""The prefix cache: bit for bit what training without it gives, and what happens when it is changed from outside."""
+
+import errno
+import json
+import os
+import shutil
+import subprocess
+import sys
+import time
+
+import numpy as np
+import pytest
+from tiny import ROOT
+from tiny_networks import BATCH, lively, tiny_architecture, tiny_crops, tiny_inputs, tiny_task, train, training_params
+
+from lesionlab.files import repository_root
+from lesionlab.models.networks import build_network, prefix_of
+from lesionlab.training.prefix import PLAIN, Inputs, cache_folder
+
+CASES = [
+    pytest.param("vgg16", 1, False, marks=pytest.mark.slow),
+    pytest.param("vgg16", 1, True, marks=pytest.mark.slow),
+    pytest.param("mobilenetv2_0.35", 2, False, marks=pytest.mark.slow),
+    pytest.param("mobilenetv2_0.35", 2, True, marks=pytest.mark.slow),
+    pytest.param("resnet50", 1, False, marks=pytest.mark.slow),
+]
+
+
+@pytest.mark.parametrize(("backbone", "blocks", "augmented"), CASES)
+def test_cached_uncached_and_end_to_end_training_give_the_same_bits(tmp_path, backbone, blocks, augmented):
+    """The boundaries of MobileNetV2 and ResNet50 lie after an addition; end to end is one flat model, no prefix."""
+    images, labels = tiny_crops(28)
+    task = tiny_task(labels, 20)
+    params = training_params(finetune__augment=augmented, finetune__epochs=2, augment__copies=2)
+    architecture = tiny_architecture(backbone, dense=0)
+    start = lively(build_network(architecture, params.seed), architecture)
+    cached, result = train(architecture, blocks, params, images, task, cache=tmp_path)
+    for how in ({"cache": None}, {"cache": None, "whole": True}):
+        other, other_result = train(architecture, blocks, params, images, task, **how)
+        for a, b in zip(cached.get_weights(), other.get_weights(), strict=True):
+            np.testing.assert_array_equal(a, b)
+        np.testing.assert_array_equal(result.val_probabilities, other_result.val_probabilities)
+        assert result.history.equals(other_result.history)
+    trained = {weight.path for weight in cached.trainable_weights}
+    assert len(trained) >= 4
+    for old, weight in zip(start.weights, cached.weights, strict=True):
+        if "seed" not in weight.path:
+            assert np.array_equal(old, weight) == (weight.path not in trained), weight.path
+
+
+@pytest.fixture(scope="module")
+def network():
+    return lively(build_network(tiny_architecture("mobilenet_0.25"), 1), tiny_architecture("mobilenet_0.25"))
+
+
+@pytest.fixture(scope="module")
+def images():
+    return tiny_crops(20)[0]
+
+
+@pytest.fixture
+def make(network, images, tmp_path):
+    """A function that gives Inputs on one cache folder, with changes."""
+
+    def make_inputs(blocks: int = 1, of=None, params=None, crops=None, **changes: object) -> Inputs:
+        model = of or network
+        prefix = prefix_of(model, tiny_architecture("mobilenet_0.25").boundary(blocks))
+        changes = {"cache": tmp_path / "cache"} | changes
+        chosen = images if crops is None else crops
+        return tiny_inputs(chosen, "tf", params or training_params(), prefix=prefix, **changes)
+
+    return make_inputs
+
+
+@pytest.fixture
+def computed(monkeypatch) -> list[tuple[int, ...]]:
+    """The rows of every batch that went through a prefix to fill a cache."""
+    batches = []
+    original = Inputs._activations
+
+    def counted(self, rows, version):
+        batches.append(tuple(rows.tolist()))
+        return original(self, rows, version)
+
+    monkeypatch.setattr(Inputs, "_activations", counted)
+    return batches
+
+
+def entries(folder) -> list:
+    return sorted(path for path in (folder / "cache").iterdir() if path.is_dir())
+
+
+ROWS = np.arange(20)
+PLAIN_ROWS = np.full(20, PLAIN)
+
+
+def read_all(inputs: Inputs) -> np.ndarray:
+    return np.concatenate([inputs.read(ROWS[k : k + BATCH], PLAIN_ROWS[k : k + BATCH]) for k in range(0, 20, BATCH)])
+
+
+def test_cached_values_are_those_that_are_computed_anew(make):
+    cached, direct = make(), make(cache=None)
+    cached.prepare(ROWS, [PLAIN, 0, 1], "test")
+    for version in (PLAIN, 0, 1):
+        versions = np.full(BATCH, version)
+        np.testing.assert_array_equal(cached.read(ROWS[:BATCH], versions), direct.read(ROWS[:BATCH], versions))
+    mixed = np.array([0, 1, PLAIN, 1, 0, PLAIN, 0, 1])
+    np.testing.assert_array_equal(cached.read(ROWS[3:11], mixed), direct.read(ROWS[3:11], mixed))
+    assert not np.array_equal(cached.read(ROWS[:1], np.array([0])), cached.read(ROWS[:1], np.array([1])))
+
+
+def test_a_second_run_computes_nothing(make, computed):
+    make().prepare(ROWS, [PLAIN, 0], "test")
+    assert sorted(sum(computed, ())) == sorted([*ROWS, *ROWS])
+    computed.clear()
+    again = make()
+    again.prepare(ROWS, [PLAIN, 0], "test")
+    again.prepare(ROWS[::-1], [0], "test")
+    assert computed == []
+
+
+def test_only_the_missing_rows_are_computed(make, computed):
+    make().prepare(ROWS[:6], [PLAIN], "test")
+    computed.clear()
+    make().prepare(ROWS[4:9], [PLAIN], "test")
+    assert computed == [(6, 7, 8)]
+
+
+def test_whatever_changes_the_values_changes_the_entry(make, images, network, tmp_path):
+    make().prepare(ROWS[:1], [PLAIN], "test")
+    assert len(entries(tmp_path)) == 1
+    other_crops = images.copy()
+    other_crops[7, 3, 3, 1] += 1
+    changed = {
+        "boundary": make(blocks=2),
+        "weights": make(of=build_network(tiny_architecture("mobilenet_0.25"), 2)),
+        "crops": make(crops=other_crops),
+        "preprocessing": make(),
+        "environment": make(),
+    }
+    changed["preprocessing"]._identity["preprocessing"] = "caffe"
+    changed["environment"]._identity["environment"] = {"keras": "4.0"}
+    for number, (reason, inputs) in enumerate(changed.items(), start=2):
+        inputs.prepare(ROWS[:1], [PLAIN], "test")
+        assert len(entries(tmp_path)) == number, reason
+    make().prepare(ROWS[:1], [PLAIN], "test")
+    assert len(entries(tmp_path)) == 6
+
+
+def test_seed_version_and_augmentation_change_the_entry_of_augmented_crops_alone(make, tmp_path):
+    runs = [training_params(), training_params(seed=1), training_params(augment__zoom=0.05)]
+    for number, params in enumerate(runs, start=1):
+        make(params=params).prepare(ROWS[:1], [PLAIN, 0], "test")
+        assert len(entries(tmp_path)) == 1 + number
+    make(params=training_params(augment__copies=7)).prepare(ROWS[:1], [0], "test")
+    assert len(entries(tmp_path)) == 4
+    make().prepare(ROWS[:1], [1], "test")
+    assert len(entries(tmp_path)) == 5
+
+
+def test_the_head_does_not_change_the_entry(make, network, tmp_path):
+    make().prepare(ROWS[:1], [PLAIN], "test")
+    other_head = build_network(tiny_architecture("mobilenet_0.25", dense=3), 1)
+    for layer in prefix_of(network, "conv_pw_11_relu").layers:
+        other_head.get_layer(layer.name).set_weights(layer.get_weights())
+    make(of=other_head).prepare(ROWS[:1], [PLAIN], "test")
+    assert len(entries(tmp_path)) == 1
+
+
+def test_an_entry_says_what_it_holds(make, tmp_path):
+    make().prepare(ROWS[:1], [0], "test")
+    identity = json.loads((entries(tmp_path)[0] / "identity.json").read_text())
+    assert identity["boundary"] == "conv_pw_11_relu"
+    assert identity["augmentation"]["version"] == 0
+    assert {"weights", "crops", "preprocessing", "batch_size", "environment"} <= set(identity)
+
+
+@pytest.mark.parametrize("what", ["everything", "the record", "the values"])
+def test_the_cache_may_be_deleted_between_runs(make, computed, tmp_path, what):
+    first = make()
+    first.prepare(ROWS, [PLAIN], "test")
+    expected = read_all(first)
+    folder = entries(tmp_path)[0]
+    if what == "everything":
+        shutil.rmtree(tmp_path / "cache")
+    else:
+        (folder / {"the record": "done.npy", "the values": "activations.npy"}[what]).unlink()
+    computed.clear()
+    again = make()
+    again.prepare(ROWS, [PLAIN], "test")
+    assert sorted(sum(computed, ())) == list(ROWS)
+    np.testing.assert_array_equal(read_all(again), expected)
+
+
+def test_the_cache_may_be_deleted_while_it_is_used(make, tmp_path):
+    """A run that has opened its entry goes on; what it records later must not vouch for values that are gone."""
+    direct = make(cache=None)
+    running = make()
+    running.prepare(ROWS[:10], [PLAIN], "test")
+    shutil.rmtree(tmp_path / "cache")
+    np.testing.assert_array_equal(running.read(ROWS[:5], PLAIN_ROWS[:5]), direct.read(ROWS[:5], PLAIN_ROWS[:5]))
+    running.prepare(ROWS, [PLAIN], "test")
+    np.testing.assert_array_equal(read_all(running), read_all(direct))
+    later = make()
+    later.prepare(ROWS, [PLAIN], "test")
+    np.testing.assert_array_equal(read_all(later), read_all(direct))
+
+
+def test_another_run_may_fill_the_entry_again_after_a_deletion(make, tmp_path):
+    direct = make(cache=None)
+    running = make()
+    running.prepare(ROWS[:10], [PLAIN], "test")
+    shutil.rmtree(tmp_path / "cache")
+    other = make()
+    other.prepare(ROWS[:3], [PLAIN], "test")
+    running.prepare(ROWS, [PLAIN], "test")
+    later = make()
+    later.prepare(ROWS, [PLAIN], "test")
+    for inputs in (running, later):
+        np.testing.assert_array_equal(read_all(inputs), read_all(direct))
+
+
+def test_an_interrupted_fill_is_done_again(make, monkeypatch, tmp_path):
+    """The process ends in the second batch: values of the first were written, nothing vouches for them."""
+    original = Inputs._activations
+    broken = make()
+
+    def fails_later(self, rows, version):
+        if self is broken and rows[0] > 0:
+            raise KeyboardInterrupt
+        return original(self, rows, version)
+
+    monkeypatch.setattr(Inputs, "_activations", fails_later)
+    with pytest.raises(KeyboardInterrupt):
+        broken.prepare(ROWS, [PLAIN], "test")
+    folder = entries(tmp_path)[0]
+    assert not (folder / "done.npy").exists()
+    np.lib.format.open_memmap(folder / "activations.npy", "r+")[:] = np.nan
+    again = make()
+    again.prepare(ROWS, [PLAIN], "test")
+    np.testing.assert_array_equal(read_all(again), read_all(make(cache=None)))
+
+
+def test_two_runs_that_fill_one_entry_at_once_add_up(make, computed, tmp_path):
+    first, second = make(), make()
+    first._entry(PLAIN), second._entry(PLAIN)  # both have seen an empty entry
+    first.prepare(ROWS[:12], [PLAIN], "test")
+    second.prepare(ROWS[8:], [PLAIN], "test")
+    computed.clear()
+    third = make()
+    third.prepare(ROWS, [PLAIN], "test")
+    assert computed == []
+    np.testing.assert_array_equal(read_all(third), read_all(make(cache=None)))
+
+
+def test_a_full_disk_is_noticed_before_it_is_filled(make, monkeypatch, tmp_path):
+    """Twenty crops of 2 x 2 x 128 float32 are 40960 bytes."""
+    usage = shutil.disk_usage(tmp_path)
+    monkeypatch.setattr(shutil, "disk_usage", lambda path: usage._replace(free=40959))
+    with pytest.raises(OSError, match="No space left") as caught:
+        make().prepare(ROWS, [PLAIN], "test")
+    assert (caught.value.errno, caught.value.filename) == (errno.ENOSPC, str(tmp_path / "cache"))
+    monkeypatch.setattr(shutil, "disk_usage", lambda path: usage._replace(free=40960))
+    make().prepare(ROWS, [PLAIN], "test")
+
+
+@pytest.mark.slow
+def test_two_processes_that_fill_one_entry_give_right_values(make, computed, tmp_path):
+    program = """
+import sys
+from pathlib import Path
+import numpy as np
+from tiny_networks import lively, tiny_architecture, tiny_crops, tiny_inputs, training_params
+from lesionlab.models.networks import build_network, prefix_of
+from lesionlab.training.prefix import PLAIN
+architecture = tiny_architecture("mobilenet_0.25")
+network = lively(build_network(architecture, 1), architecture)
+prefix = prefix_of(network, architecture.boundary(1))
+inputs = tiny_inputs(tiny_crops(20)[0], "tf", training_params(), prefix=prefix, cache=Path(sys.argv[1]))
+first, last = int(sys.argv[2]), int(sys.argv[3])
+for row in range(first, last):
+    inputs.prepare(np.array([row]), [PLAIN, 0], "test")
+"""
+    environment = os.environ | {"PYTHONPATH": f"{ROOT}:{ROOT / 'tests'}", "PYTHONDONTWRITEBYTECODE": "1"}
+    running = [
+        subprocess.Popen(
+            [sys.executable, "-c", program, str(tmp_path / "cache"), str(first), str(last)],
+            env=environment, stderr=subprocess.PIPE, text=True,
+        )
+        for first, last in ((0, 14), (6, 20))
+    ]  # fmt: skip
+    for process in running:
+        _, errors = process.communicate(timeout=200)
+        assert process.returncode == 0, errors
+    inputs, direct = make(), make(cache=None)
+    inputs.prepare(ROWS, [PLAIN, 0], "test")
+    assert computed == []
+    np.testing.assert_array_equal(read_all(inputs), read_all(direct))
+
+
+def test_the_oldest_entries_go_when_the_cache_is_full(make, tmp_path):
+    runs = [make(params=training_params(seed=seed)) for seed in range(4)]
+    folders = []
+    for age, inputs in zip((40, 10, 30, 20), runs, strict=True):
+        inputs.prepare(ROWS, [0], "test")
+        folder = inputs._entry(0).folder
+        folders.append(folder)
+        os.utime(folder, (time.time() - age, time.time() - age))
+    size = sum(file.stat().st_blocks * 512 for file in folders[0].iterdir())
+    newest = make(params=training_params(seed=4), cache_bytes=3.5 * size)
+    newest.prepare(ROWS, [0], "test")
+    assert {folder for folder in folders if folder.exists()} == {folders[1], folders[3]}
+    assert newest._entry(0).folder.exists()
+
+
+def test_entries_in_use_stay_however_small_the_limit(make, tmp_path):
+    make().prepare(ROWS, [0], "test")
+    inputs = make(cache_bytes=1)
+    inputs.prepare(ROWS, [PLAIN, 1], "test")
+    assert len(entries(tmp_path)) == 2
+    np.testing.assert_array_equal(read_all(inputs), read_all(make(cache=None)))
+
+
+def test_using_an_entry_makes_it_young(make, tmp_path):
+    make().prepare(ROWS, [0], "test")
+    folder = entries(tmp_path)[0]
+    os.utime(folder, (1, 1))
+    make().prepare(ROWS, [0], "test")
+    assert folder.stat().st_mtime > time.time() - 60
+
+
+def test_without_a_prefix_inputs_are_pixels(images, tmp_path):
+    inputs = tiny_inputs(images, "tf", training_params(), cache=tmp_path / "cache")
+    inputs.prepare(ROWS, [PLAIN], "test")
+    assert not (tmp_path / "cache").exists()
+    np.testing.assert_array_equal(inputs.read(ROWS[:3], PLAIN_ROWS[:3]), images[:3] / np.float32(127.5) - np.float32(1))
+
+
+def test_the_cache_lies_below_dvcs_root(monkeypatch, tmp_path):
+    monkeypatch.setenv("DVC_ROOT", str(tmp_path))
+    assert cache_folder() == tmp_path.resolve() / ".lesionlab" / "prefix"
+    monkeypatch.delenv("DVC_ROOT")
+    assert cache_folder() == repository_root() / ".lesionlab" / "prefix"
+    assert repository_root() == ROOT

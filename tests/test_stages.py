@@ -1,0 +1,361 @@
+"""The real stages on a small project, from crops to detections: what they write, and that they write it again."""
+
+import re
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+import pytest
+from PIL import Image
+from tiny import DATASET, ROOT, change_params, run_stage, small_params, write_card, write_yaml_file
+from tiny_networks import SIZE, lively, tiny_architecture
+
+import stages.baseline
+import stages.crop
+import stages.detect
+import stages.download
+import stages.evaluate
+import stages.finetune
+import stages.split
+import stages.transfer
+from lesionlab.data.crops import content_box
+from lesionlab.data.readers import read_rgb
+from lesionlab.errors import InputError
+from lesionlab.files import file_digest, read_json
+from lesionlab.models.backbones import find_backbone
+from lesionlab.models.networks import build_network
+from lesionlab.models.saved import load_classifier
+
+STAGES = ("download", "crop", "split", "baseline", "transfer", "finetune", "evaluate", "detect")
+MODELS = ("baseline", "transfer", "finetune")
+FIGURES = ("accuracy", "balanced_accuracy", "precision", "recall", "specificity", "f1", "roc_auc", "pr_auc")
+EPOCHS = {"baseline": 2, "transfer": 6, "finetune": 3}
+CHANGES = {
+    "model.weights": "some.weights.h5", "transfer.learning_rate": 0.01, "detect.window_sizes": [0.5, 0.8],
+    "detect.false_positives": 4.0, **{f"{name}.epochs": epochs for name, epochs in EPOCHS.items()},
+}  # fmt: skip
+SPLIT = {"crops": Path("data/crops"), "split": Path("data/split.csv"), "proof": Path("metrics/split.json")}
+
+
+def train_stage(name: str, **arguments: Path) -> None:
+    outs = {"model": f"models/{name}", "metrics": f"metrics/{name}.json", "history": f"plots/{name}.csv"}
+    outs = {key: Path(value) for key, value in outs.items()}
+    getattr(stages, name).main(**SPLIT, **arguments, **outs)
+
+
+def detect(**arguments: object) -> None:
+    paths = {"detections": "data/detections.csv", "metrics": "metrics/detect.json", "plots": "plots/detections"}
+    paths = {key: Path(value) for key, value in paths.items()}
+    stages.detect.main(model=Path("models/finetune"), raw=Path("data/raw"), **SPLIT, **paths, **arguments)
+
+
+def run_to_evaluate() -> None:
+    """The stages from crop to evaluate with the paths of dvc.yaml, in this process."""
+    crops = {"crops": Path("data/crops")}
+    stages.crop.main(raw=Path("data/raw"), **crops, metrics=Path("metrics/crop.json"), sheet=Path("plots/crops.png"))
+    stages.split.main(**crops, split=Path("data/split.csv"), metrics=Path("metrics/split.json"))
+    stages.download.main("weights", out=Path("data/weights"))
+    train_stage("baseline")
+    train_stage("transfer", weights=Path("data/weights"))
+    train_stage("finetune", start=Path("models/transfer"))
+    models = [Path("models") / name for name in MODELS]
+    stages.evaluate.main(**SPLIT, model=models, metrics=Path("metrics/evaluate.json"), plots=Path("plots/evaluate"))
+
+
+def outputs(project: Path) -> dict[str, str]:
+    """Checksum of every file that a stage wrote."""
+    folders = ("data/crops", "data/weights", "models", "metrics", "plots")
+    files = [path for folder in folders for path in (project / folder).rglob("*") if path.is_file()]
+    files += [project / "data" / "split.csv", *project.glob("data/detections.csv")]
+    return {path.relative_to(project).as_posix(): file_digest(path) for path in files}
+
+
+@pytest.fixture(scope="module")
+def tracked() -> dict[str, dict]:
+    """What each stage gave to the tracking, which itself is tested elsewhere."""
+    return {}
+
+
+@pytest.fixture(scope="module")
+def environment(tracked):
+    """A function that makes a folder the working directory and DVC's root."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr("lesionlab.tracking.log_stage", lambda stage, **given: tracked.__setitem__(stage, given))
+
+        def enter(folder: Path) -> None:
+            patch.chdir(folder)
+            patch.setenv("DVC_ROOT", str(folder))
+            patch.setenv("MLFLOW_TRACKING_URI", f"sqlite:///{folder}/mlflow.db")
+
+        yield enter
+
+
+def write_backbone(path: Path) -> None:
+    """Random weights whose features tell windows apart."""
+    architecture = tiny_architecture("mobilenet_0.25")
+    network = lively(build_network(architecture, 1), architecture)
+    base = find_backbone("mobilenet_0.25").build(SIZE)
+    for layer in base.layers:
+        layer.set_weights(network.get_layer(layer.name).get_weights())
+    base.save_weights(path)
+
+
+@pytest.fixture(scope="module")
+def project(tmp_path_factory, drawn_phantom, environment) -> Path:
+    """The small project after all stages."""
+    folder = tmp_path_factory.mktemp("pipeline")
+    write_yaml_file(folder / "params.yaml", small_params(CHANGES))
+    write_backbone(folder / "some.weights.h5")
+    write_card(folder, DATASET)
+    (folder / "data").mkdir()
+    (folder / "data" / "raw").symlink_to(drawn_phantom)
+    environment(folder)
+    run_to_evaluate()
+    detect()
+    return folder
+
+
+@pytest.fixture(autouse=True)
+def inside(request, environment):
+    """Every test on the project runs in it."""
+    for name in ("project", "three_classes"):
+        if name in request.fixturenames:
+            environment(request.getfixturevalue(name))
+
+
+@pytest.mark.slow
+def test_every_promised_file_is_there(project):
+    files = set(outputs(project))
+    for name in MODELS:
+        assert {f"models/{name}/model.json", f"models/{name}/model.weights.h5"} <= files
+        assert {f"metrics/{name}.json", f"plots/{name}.csv"} <= files
+        assert {f"plots/evaluate/{kind}_{name}.csv" for kind in ("roc", "pr", "confusion")} <= files
+        assert f"plots/evaluate/worst_{name}.png" in files
+    assert {"data/crops/images.npy", "data/crops/index.csv", "data/split.csv", "plots/crops.png"} <= files
+    assert {f"plots/evaluate/{name}.png" for name in ("roc", "pr", "confusion")} <= files
+    assert {"plots/detections/froc.csv", "plots/detections/froc.png", "data/detections.csv"} <= files
+    overlays = sorted(path.name.split("_")[0] for path in (project / "plots" / "detections").glob("*_*.png"))
+    assert overlays == ["best", "median", "worst"]
+    assert not [path for path in project.rglob("*") if "partial" in path.name]
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", MODELS)
+def test_a_training_stage_writes_what_it_learnt(project, name):
+    metrics, history = read_json(Path(f"metrics/{name}.json")), pd.read_csv(f"plots/{name}.csv")
+    split = pd.read_csv("data/split.csv")
+    assert len(history) == metrics["epochs"] == EPOCHS[name]
+    best = history.iloc[metrics["best_epoch"]]
+    assert best["val_loss"] == history["val_loss"].min()
+    assert metrics["validation"]["loss"] == pytest.approx(best["val_loss"], rel=1e-5)
+    assert metrics["validation"]["accuracy"] == pytest.approx(best["val_accuracy"], rel=1e-5)
+    assert metrics["validation"]["auc"] == pytest.approx(best["val_auc"], rel=1e-5)
+    assert metrics["validation"]["crops"] == (split["subset"] == "val").sum()
+    assert (metrics["protocol"], metrics["group_disjoint"], metrics["seed"]) == ("group", True, 42)
+    assert 0 < metrics["trained_parameters"] <= metrics["parameters"]
+
+
+@pytest.mark.slow
+def test_the_frozen_part_of_the_backbone_is_the_same_in_transfer_and_finetune(project):
+    transfer, finetune = (load_classifier(Path("models") / name) for name in ("transfer", "finetune"))
+    changed = {
+        layer.name
+        for layer in transfer.model.layers
+        for a, b in zip(layer.get_weights(), finetune.model.get_layer(layer.name).get_weights(), strict=True)
+        if not np.array_equal(a, b)
+    } - {"head_dropout"}
+    names = [layer.name for layer in transfer.model.layers]
+    boundary = names.index("conv_pw_11_relu")
+    assert {"conv_dw_12", "conv_pw_13", "head_dense", "logits"} <= changed
+    assert all(names.index(name) > boundary and not name.endswith("_bn") for name in changed)
+    trained = {name: read_json(Path(f"metrics/{name}.json"))["trained_parameters"] for name in MODELS}
+    assert trained["transfer"] == 256 * 8 + 8 + 8 * 2 + 2
+    assert trained["finetune"] == trained["transfer"] + 9 * 128 + 128 * 256 + 9 * 256 + 256 * 256
+    assert (transfer.description.unfrozen_blocks, finetune.description.unfrozen_blocks) == (0, 1)
+
+
+@pytest.mark.slow
+def test_evaluation_is_on_the_test_subset_with_intervals(project):
+    metrics = read_json(Path("metrics/evaluate.json"))
+    index, split = pd.read_csv("data/crops/index.csv"), pd.read_csv("data/split.csv")
+    test = index[split["subset"] == "test"]
+    assert (metrics["subset"], metrics["crops"], metrics["groups"]) == ("test", len(test), test["group"].nunique())
+    for name in MODELS:
+        assert tuple(metrics[name]) == FIGURES
+        for figure in metrics[name].values():
+            assert 0 <= figure["low"] <= figure["value"] <= figure["high"] <= 1
+        confusion = pd.read_csv(f"plots/evaluate/confusion_{name}.csv")
+        assert confusion["actual"].tolist() == test["label"].tolist()
+        agree = (confusion["actual"] == confusion["predicted"]).mean()
+        assert metrics[name]["accuracy"]["value"] == pytest.approx(agree, abs=1e-6)
+        roc = pd.read_csv(f"plots/evaluate/roc_{name}.csv")
+        area = np.trapezoid(roc["true_positive_rate"], roc["false_positive_rate"])
+        assert metrics[name]["roc_auc"]["value"] == pytest.approx(area, abs=1e-4)
+
+
+@pytest.mark.slow
+def test_the_threshold_in_model_json_is_the_one_that_evaluation_uses(project):
+    index, split = pd.read_csv("data/crops/index.csv"), pd.read_csv("data/split.csv")
+    rows = np.flatnonzero(split["subset"] == "test")
+    classifier = load_classifier(Path("models/finetune"))
+    probabilities = classifier.predict(np.load("data/crops/images.npy"), rows, 16)
+    assert ((probabilities >= 0) & (probabilities <= 1)).all()
+    called = probabilities[:, 1] >= classifier.description.threshold
+    confusion = pd.read_csv("plots/evaluate/confusion_finetune.csv")
+    assert confusion["predicted"].tolist() == np.where(called, "polyp", "background").tolist()
+    accuracy = (called == (index["label"][rows] == "polyp")).mean()
+    figure = read_json(Path("metrics/evaluate.json"))["finetune"]["accuracy"]["value"]
+    assert figure == pytest.approx(accuracy, abs=1e-6)
+
+
+@pytest.mark.slow
+def test_detections_lie_in_test_frames(project):
+    boxes, metrics = pd.read_csv("data/detections.csv"), read_json(Path("metrics/detect.json"))
+    index, split = pd.read_csv("data/crops/index.csv"), pd.read_csv("data/split.csv")
+    assert set(boxes["frame"]) <= set(index["frame"][split["subset"] == "test"])
+    assert len(boxes) > 0
+    assert boxes["score"].between(0, 1).all()
+    for frame, found in boxes.groupby("frame"):
+        left, top, width, height = content_box(read_rgb(Path("data/raw") / frame))
+        assert (found["x"] >= left).all()
+        assert (found["y"] >= top).all()
+        assert (found["x"] + found["width"] <= left + width + 1).all()
+        assert (found["y"] + found["height"] <= top + height + 1).all()
+    assert metrics["frames"] == 4
+    assert metrics["model_sha256"] == file_digest(Path("models/finetune/model.json"))
+    assert list(metrics["froc"]) == ["0.125", "0.25", "0.5", "1", "2", "4", "8"]
+    rates = list(metrics["froc"].values())
+    assert rates == sorted(rates)
+    for figure in metrics["operating"].values():
+        assert figure["low"] <= figure["value"] <= figure["high"]
+    admitted = boxes[boxes["score"] >= metrics["threshold"] - 1e-6]
+    false = (admitted["lesion"] == 0).sum() / metrics["frames"]
+    assert metrics["operating"]["false_positives_per_frame"]["value"] == pytest.approx(false)
+    hits = admitted[admitted["lesion"] > 0].drop_duplicates(["frame", "lesion"])
+    assert metrics["operating"]["recall"]["value"] == pytest.approx(len(hits) / metrics["lesions"], abs=1e-6)
+
+
+@pytest.mark.slow
+def test_training_stages_are_tracked(project, tracked):
+    for name in MODELS:
+        given = tracked[name]
+        assert given["metrics"]["validation.accuracy"] == pytest.approx(
+            read_json(Path(f"metrics/{name}.json"))["validation"]["accuracy"], abs=1e-6
+        )
+        assert given["params"][name]["epochs"] == EPOCHS[name]
+        assert given["tags"]["lesionlab.split_sha256"] == file_digest(Path("data/split.csv"))
+        assert list(given["history"]["epoch"]) == list(range(EPOCHS[name]))
+
+
+@pytest.mark.slow
+def test_the_same_bytes_when_run_again(project):
+    """From cold and from warm caches, in one process or another."""
+    before = outputs(project)
+    assert len(before) > 30
+    run_to_evaluate()
+    detect()
+    assert outputs(project) == before
+    arguments = [part for name, path in SPLIT.items() for part in (f"--{name}", path)]
+    outs = ("--model", "models/finetune", "--metrics", "metrics/finetune.json", "--history", "plots/finetune.csv")
+    ended = run_stage("finetune", *arguments, "--start", "models/transfer", *outs, DVC_ROOT=str(project / "elsewhere"))
+    assert ended.returncode == 0, ended.stderr
+    assert re.search(r"^finetune: validation accuracy 0\.\d{4}, AUC [01]\.\d{4} at epoch \d of 3", ended.stdout)
+    assert outputs(project) == before
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("mode", ["dense", "windows"])
+def test_detection_on_ones_own_pictures(project, tmp_path, mode):
+    change_params(project, {"detect.mode": mode})
+    pictures = tmp_path / "pictures"
+    pictures.mkdir()
+    sources = sorted((project / "data" / "raw" / "images").rglob("*.png"))[:2]
+    for number, source in enumerate(sources):
+        Image.open(source).save(pictures / f"{number}.jpg")
+    (pictures / "notes.txt").write_text("no picture")
+    stages.detect.main(model=Path("models/finetune"), frames=pictures, out=tmp_path / "found", threshold=0.0)
+    boxes = pd.read_csv(tmp_path / "found" / "detections.csv")
+    assert set(boxes["frame"]) == {"0.jpg", "1.jpg"}
+    assert boxes["score"].between(0, 1).all()
+    for name in ("0", "1"):
+        heat = np.asarray(Image.open(tmp_path / "found" / "heatmaps" / f"{name}.png"))
+        assert heat.shape == (80, 96)
+        assert heat.max() > 0
+        assert np.asarray(Image.open(tmp_path / "found" / "overlays" / f"{name}.png")).ndim == 3
+    stages.detect.main(model=Path("models/finetune"), frames=pictures, out=tmp_path / "none", threshold=1.0)
+    assert len(pd.read_csv(tmp_path / "none" / "detections.csv")) == 0
+    change_params(project, {"detect.mode": "dense"})
+
+
+@pytest.mark.slow
+def test_detect_says_which_arguments_belong_together(project, tmp_path):
+    model = Path("models/finetune")
+    with pytest.raises(InputError, match="give --frames and --out for your own pictures, or all of --raw"):
+        stages.detect.main(model=model, frames=tmp_path)
+    with pytest.raises(InputError, match="no such folder; --frames takes a folder of pictures"):
+        stages.detect.main(model=model, frames=tmp_path / "nowhere", out=tmp_path / "out")
+    with pytest.raises(InputError, match="holds no picture"):
+        stages.detect.main(model=model, frames=tmp_path, out=tmp_path / "out")
+    (tmp_path / "broken.png").write_bytes(b"\x89PNG\r\n\x1a\n")
+    with pytest.raises(InputError, match=r"broken\.png: cannot be read as an image"):
+        stages.detect.main(model=model, frames=tmp_path, out=tmp_path / "out")
+    assert not (tmp_path / "out").exists()
+
+
+@pytest.fixture(scope="module")
+def three_classes(tmp_path_factory, environment) -> Path:
+    """Twelve whole images of each of three colours, without masks or groups, after all stages up to evaluate."""
+    folder = tmp_path_factory.mktemp("three")
+    rng = np.random.default_rng(1)
+    for number, name in enumerate(("left", "middle", "right")):
+        (folder / "data" / "raw" / name).mkdir(parents=True)
+        for picture in range(12):
+            coarse = rng.integers(40, 160, (6, 7, 3)).astype("uint8")
+            coarse[..., number] += 80
+            image = Image.fromarray(coarse).resize((70, 60), Image.Resampling.BICUBIC)
+            image.save(folder / "data" / "raw" / name / f"{picture}.png")
+    changes = {"dataset": "three", "baseline.epochs": 6, "baseline.learning_rate": 0.003}
+    write_yaml_file(folder / "params.yaml", small_params(changes))
+    write_card(
+        folder, "three", layout={"kind": "class-folders"}, classes=["left", "middle", "right"], groups="none"
+    )  # fmt: skip
+    environment(folder)
+    run_to_evaluate()
+    return folder
+
+
+@pytest.mark.slow
+def test_three_classes_without_masks_go_through_evaluate(three_classes):
+    index = pd.read_csv("data/crops/index.csv")
+    assert index["label"].value_counts().to_dict() == {"left": 12, "middle": 12, "right": 12}
+    metrics = read_json(Path("metrics/evaluate.json"))
+    assert metrics["group_disjoint"] is False
+    assert metrics["crops"] == 12
+    for name in MODELS:
+        assert tuple(metrics[name]) == FIGURES
+        for figure in metrics[name].values():
+            assert 0 <= figure["low"] <= figure["value"] <= figure["high"] <= 1
+        confusion = pd.read_csv(f"plots/evaluate/confusion_{name}.csv")
+        assert set(confusion["actual"]) == {"left", "middle", "right"}
+        model = read_json(Path(f"models/{name}/model.json"))
+        assert model["architecture"]["classes"] == ["left", "middle", "right"]
+        assert model["threshold"] is None
+    assert metrics["baseline"]["roc_auc"]["value"] > 0.6
+
+
+def python(*arguments: str) -> subprocess.CompletedProcess:
+    return subprocess.run([sys.executable, *arguments], cwd=ROOT, capture_output=True, text=True, timeout=100)
+
+
+@pytest.mark.parametrize("stage", STAGES)
+def test_help_says_what_a_stage_does_and_loads_neither_keras_nor_mlflow(stage):
+    """-X importtime lists every module that is imported."""
+    ended = python("-X", "importtime", "-m", f"stages.{stage}", "--help")
+    assert ended.returncode == 0
+    for line in (rf"^ *{stage}: ", r"^ *reads  ", r"^ *writes  ", r"^ *params  "):
+        assert re.search(line, ended.stdout, re.MULTILINE), line
+    modules = {line.rpartition("|")[2].strip().split(".")[0] for line in ended.stderr.splitlines()}
+    assert {"typer", "lesionlab"} <= modules
+    assert not {"keras", "tensorflow", "mlflow"} & modules
