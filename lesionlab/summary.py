@@ -8,13 +8,13 @@ from lesionlab.files import read_json
 from lesionlab.stage import run
 
 
-def main(metrics: Path = Path("metrics"), plots: Path = Path("plots")) -> None:
+def main(metrics: Path = Path("metrics")) -> None:
     """Print accuracy and AUC of each model, detection figures, and where the pictures are."""
-    for line in table(read_json(metrics / "evaluate.json"), read_json(metrics / "detect.json"), plots):
+    for line in table(read_json(metrics / "evaluate.json"), read_json(metrics / "detect.json")):
         typer.echo(line)
 
 
-def table(evaluated: dict, detected: dict, plots: Path) -> list[str]:
+def table(evaluated: dict, detected: dict) -> list[str]:
     """Lines of the table: test figures with 95 % intervals, their protocol and seed."""
     kind = "group-disjoint" if evaluated["group_disjoint"] else "NOT group-disjoint"
     head = f"protocol {evaluated['protocol']} ({kind}), seed {evaluated['seed']}"
@@ -29,7 +29,7 @@ def table(evaluated: dict, detected: dict, plots: Path) -> list[str]:
             f"detection on {detected['frames']} test frames: recall {_figure(operating['recall'])}, "
             f"false positives a frame {_figure(operating['false_positives_per_frame'])}"
         )
-    lines.append(f"pictures: {plots}/crops.png, {plots}/evaluate/, {plots}/detections/")
+    lines.append("pictures: pictures/crops.png, pictures/evaluate/, pictures/detections/")
     return lines
 
 

@@ -4,7 +4,7 @@ reads   data/crops, data/split.csv, metrics/split.json, datasets/<dataset>.yaml
 writes  models/baseline/         model.json, model.weights.h5
         metrics/baseline.json    validation figures at the best epoch
         plots/baseline.csv       a row an epoch
-params  dataset, seed, model, training, augment, baseline
+params  dataset, seed, model.image_size, training, augment, baseline
 """
 
 from pathlib import Path

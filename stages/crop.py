@@ -4,7 +4,7 @@ reads   data/raw, datasets/<dataset>.yaml
 writes  data/crops/images.npy  (n, size, size, 3) uint8 RGB
         data/crops/index.csv   id, label, group, frame, x, y, width, height, official, hash
         metrics/crop.json      counts, and the broken images that were left out
-        plots/crops.png        contact sheet
+        pictures/crops.png       contact sheet
 params  dataset, seed, crop, model.image_size
 """
 

@@ -3,8 +3,10 @@
 reads   models/finetune, data/raw, data/crops/index.csv, data/split.csv, metrics/split.json, datasets/<dataset>.yaml
 writes  data/detections.csv   frame, x, y, width, height, score, lesion (0: false positive) on test frames
         metrics/detect.json   figures at the threshold chosen on validation frames; FROC
-        plots/detections/     froc.csv, froc.png, overlays of the best, the median and the worst frames
-params  dataset, seed, training, crop, evaluate.resamples, detect
+        plots/froc.csv        sensitivity against false positives a frame
+        pictures/detections/  FROC, and overlays of the best, the median and the worst frames
+params  dataset, seed, crop.mask_threshold, crop.min_lesion_area, training.batch_size, training.threads,
+        evaluate.resamples, detect
 
 On your own pictures, without masks and without DVC:
         python -m stages.detect --model models/finetune --frames my_folder --out found/
@@ -33,7 +35,8 @@ def main(
     metrics: Annotated[
         Path, Option(help="JSON file to write; your own pictures: where the threshold is recorded")
     ] = Path("metrics/detect.json"),
-    plots: Annotated[Path | None, Option(help="folder to write FROC and overlays to")] = None,
+    froc: Annotated[Path | None, Option(help="CSV file to write")] = None,
+    pictures: Annotated[Path | None, Option(help="folder to write overlays to")] = None,
 ) -> None:
     from lesionlab.training.backend import start_keras
 
@@ -45,11 +48,11 @@ def main(
     if frames is not None and out is not None:
         detect_folder(model, frames, out, params, metrics, threshold)
         return
-    paths = (raw, crops, split, proof, detections, metrics, plots)
+    paths = (raw, crops, split, proof, detections, metrics, froc, pictures)
     if frames is not None or out is not None or None in paths:
         raise InputError(
             "detect: give --frames and --out for your own pictures, or all of --raw, --crops, --split, --proof, "
-            "--detections and --plots"
+            "--detections, --froc and --pictures"
         )
     run_detection(Paths(model, *paths), read_card(params.dataset), params)
 

@@ -2,8 +2,9 @@
 
 reads   data/crops, data/split.csv, metrics/split.json, models/baseline, models/transfer, models/finetune
 writes  metrics/evaluate.json   each metric as value, low, high (95 %, bootstrap over groups)
-        plots/evaluate/         ROC, PR and confusion data as CSV and pictures; worst mistakes
-params  seed, training, evaluate
+        plots/evaluate/         ROC, PR and confusion data as CSV
+        pictures/evaluate/      the same to look at, and the worst mistakes
+params  seed, training.batch_size, training.threads, evaluate
 """
 
 from pathlib import Path
@@ -21,7 +22,8 @@ def main(
     proof: Annotated[Path, Option(help="JSON of the split stage")],
     model: Annotated[list[Path], Option(help="folder of a model; may be given several times")],
     metrics: Annotated[Path, Option(help="JSON file to write")],
-    plots: Annotated[Path, Option(help="folder to write CSV and pictures to")],
+    plots: Annotated[Path, Option(help="folder to write CSV files to")],
+    pictures: Annotated[Path, Option(help="folder to write pictures to")],
 ) -> None:
     from lesionlab.training.backend import start_keras
 
@@ -29,7 +31,7 @@ def main(
     start_keras(params.training.threads)  # before anything that imports Keras
     from lesionlab.evaluation.run import Paths, run_evaluation
 
-    paths = Paths(crops, split, proof, model, metrics, plots)
+    paths = Paths(crops, split, proof, model, metrics, plots, pictures)
     run_evaluation(paths, params.evaluate, batch_size=params.training.batch_size, seed=params.seed)
 
 

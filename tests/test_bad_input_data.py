@@ -17,7 +17,7 @@ from tiny import CARD, DATASET, change_params, crop_stage, run_stage, split_stag
 from lesionlab.files import read_images, read_index
 from lesionlab.stage import run
 
-CROP = ("--raw", "data/raw", "--crops", "data/crops", "--metrics", "metrics/crop.json", "--sheet", "plots/crops.png")
+CROP = ("--raw", "data/raw", "--crops", "data/crops", "--metrics", "metrics/crop.json", "--sheet", "pictures/crops.png")
 SPLIT = ("--crops", "data/crops", "--split", "data/split.csv", "--metrics", "metrics/split.json")
 DOWNLOAD = ("images", "--out", "data/fetched")
 
@@ -49,7 +49,7 @@ def present() -> set[str]:
     return {name for name in found if not name.startswith(inputs)}
 
 
-CROP_OUTPUTS = {"data/crops/images.npy", "data/crops/index.csv", "metrics/crop.json", "plots/crops.png"}
+CROP_OUTPUTS = {"data/crops/images.npy", "data/crops/index.csv", "metrics/crop.json", "pictures/crops.png"}
 IMAGE = Path("data/raw/images/s003_f01.png")
 MASK = Path("data/raw/masks/s003_f01.png")
 
@@ -322,8 +322,8 @@ def test_a_full_disk_while_metrics_of_crops_are_written(start, fill_disk):
 
 def test_a_full_disk_while_the_sheet_is_written(start, fill_disk):
     fill_disk("crops.png")
-    assert start("crop", *CROP) == full("plots/crops.png")
-    assert "plots/crops.png" not in present()
+    assert start("crop", *CROP) == full("pictures/crops.png")
+    assert "pictures/crops.png" not in present()
 
 
 @pytest.mark.parametrize(("part", "left"), [("split.csv", set()), ("split.json", {"data/split.csv"})])

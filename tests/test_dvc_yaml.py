@@ -157,7 +157,7 @@ def test_paths_in_the_command_are_deps_and_outs(stage):
     entry = stage_entry(stage)
     words = entry["cmd"].split()
     assert words[:3] == ["python", "-m", f"stages.{stage.partition('@')[0]}"]
-    named = {word for word in words if word.startswith(("data/", "models/", "metrics/", "plots/"))}
+    named = {word for word in words if word.startswith(("data/", "models/", "metrics/", "plots/", "pictures/"))}
     outs = written(entry)
     assert outs <= named
     read = [Path(dep) for dep in entry["deps"]]
@@ -287,7 +287,7 @@ def test_params_are_what_the_stage_reads(stage):
 def test_the_docstring_names_the_same_params(stage):
     if stage.startswith("download"):
         return
-    line = re.search(r"^params  (.*)$", ast.get_docstring(syntax(script(stage))), re.MULTILINE)[1]
+    line = re.search(r"^params  (.*(?:\n {8}\S.*)*)", ast.get_docstring(syntax(script(stage))), re.MULTILINE)[1]
     assert set(re.split(r",\s*", line)) == declared(stage) - {"card"}
 
 
@@ -341,7 +341,7 @@ def test_small_results_are_kept_in_git():
             assert next(iter(metric.values())) == {"cache": False}
         for out in entry["outs"]:
             if isinstance(out, str):
-                assert out.startswith(("data/", "models/")), out
+                assert out.startswith(("data/", "models/", "pictures/")), out
 
 
 def test_the_modules_of_this_test_are_those_of_this_python():

@@ -46,7 +46,8 @@ def train_stage(name: str, **arguments: Path) -> None:
 
 
 def detect(**arguments: object) -> None:
-    paths = {"detections": "data/detections.csv", "metrics": "metrics/detect.json", "plots": "plots/detections"}
+    paths = {"detections": "data/detections.csv", "metrics": "metrics/detect.json"}
+    paths |= {"froc": "plots/froc.csv", "pictures": "pictures/detections"}
     paths = {key: Path(value) for key, value in paths.items()}
     stages.detect.main(model=Path("models/finetune"), raw=Path("data/raw"), **SPLIT, **paths, **arguments)
 
@@ -54,19 +55,20 @@ def detect(**arguments: object) -> None:
 def run_to_evaluate() -> None:
     """The stages from crop to evaluate with the paths of dvc.yaml, in this process."""
     crops = {"crops": Path("data/crops")}
-    stages.crop.main(raw=Path("data/raw"), **crops, metrics=Path("metrics/crop.json"), sheet=Path("plots/crops.png"))
+    stages.crop.main(raw=Path("data/raw"), **crops, metrics=Path("metrics/crop.json"), sheet=Path("pictures/crops.png"))
     stages.split.main(**crops, split=Path("data/split.csv"), metrics=Path("metrics/split.json"))
     stages.download.main("weights", out=Path("data/weights"))
     train_stage("baseline")
     train_stage("transfer", weights=Path("data/weights"))
     train_stage("finetune", start=Path("models/transfer"))
     models = [Path("models") / name for name in MODELS]
-    stages.evaluate.main(**SPLIT, model=models, metrics=Path("metrics/evaluate.json"), plots=Path("plots/evaluate"))
+    outs = {"plots": Path("plots/evaluate"), "pictures": Path("pictures/evaluate")}
+    stages.evaluate.main(**SPLIT, model=models, metrics=Path("metrics/evaluate.json"), **outs)
 
 
 def outputs(project: Path) -> dict[str, str]:
     """Checksum of every file that a stage wrote."""
-    folders = ("data/crops", "data/weights", "models", "metrics", "plots")
+    folders = ("data/crops", "data/weights", "models", "metrics", "plots", "pictures")
     files = [path for folder in folders for path in (project / folder).rglob("*") if path.is_file()]
     files += [project / "data" / "split.csv", *project.glob("data/detections.csv")]
     return {path.relative_to(project).as_posix(): file_digest(path) for path in files}
@@ -132,11 +134,11 @@ def test_every_promised_file_is_there(project):
         assert {f"models/{name}/model.json", f"models/{name}/model.weights.h5"} <= files
         assert {f"metrics/{name}.json", f"plots/{name}.csv"} <= files
         assert {f"plots/evaluate/{kind}_{name}.csv" for kind in ("roc", "pr", "confusion")} <= files
-        assert f"plots/evaluate/worst_{name}.png" in files
-    assert {"data/crops/images.npy", "data/crops/index.csv", "data/split.csv", "plots/crops.png"} <= files
-    assert {f"plots/evaluate/{name}.png" for name in ("roc", "pr", "confusion")} <= files
-    assert {"plots/detections/froc.csv", "plots/detections/froc.png", "data/detections.csv"} <= files
-    overlays = sorted(path.name.split("_")[0] for path in (project / "plots" / "detections").glob("*_*.png"))
+        assert f"pictures/evaluate/worst_{name}.png" in files
+    assert {"data/crops/images.npy", "data/crops/index.csv", "data/split.csv", "pictures/crops.png"} <= files
+    assert {f"pictures/evaluate/{name}.png" for name in ("roc", "pr", "confusion")} <= files
+    assert {"plots/froc.csv", "pictures/detections/froc.png", "data/detections.csv"} <= files
+    overlays = sorted(path.name.split("_")[0] for path in (project / "pictures" / "detections").glob("*_*.png"))
     assert overlays == ["best", "median", "worst"]
     assert not [path for path in project.rglob("*") if "partial" in path.name]
 

@@ -98,7 +98,7 @@ def run_stage(name: str, *arguments: object, **environment: str) -> subprocess.C
 def crop_stage(**environment: str) -> subprocess.CompletedProcess:
     """Run the crop stage with the paths of dvc.yaml."""
     paths = ("--raw", "data/raw", "--crops", "data/crops", "--metrics", "metrics/crop.json")
-    return run_stage("crop", *paths, "--sheet", "plots/crops.png", **environment)
+    return run_stage("crop", *paths, "--sheet", "pictures/crops.png", **environment)
 
 
 def split_stage(**environment: str) -> subprocess.CompletedProcess:

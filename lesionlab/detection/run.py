@@ -1,5 +1,6 @@
 """Detection on the frames of the test subset, and on a folder of somebody's own pictures."""
 
+import time
 from collections.abc import Iterable
 from dataclasses import dataclass
 from functools import partial
@@ -9,6 +10,7 @@ import numpy as np
 import pandas as pd
 from PIL import Image
 
+from lesionlab import tracking
 from lesionlab.data.cards import Card
 from lesionlab.data.crops import content_box, lesion_boxes
 from lesionlab.data.readers import IMAGE_SUFFIXES, Frame, read_frames, read_mask, read_rgb
@@ -37,7 +39,7 @@ LOWEST_SCORE = 0.02  # boxes below it are not kept: they lie far beyond any fals
 
 @dataclass(frozen=True)
 class Paths:
-    """What the detect stage reads (model, raw, crops, split, proof) and writes (detections, metrics, plots)."""
+    """What the detect stage reads (model, raw, crops, split, proof) and writes (boxes, metrics, FROC, pictures)."""
 
     model: Path
     raw: Path
@@ -46,7 +48,8 @@ class Paths:
     proof: Path
     detections: Path
     metrics: Path
-    plots: Path
+    froc: Path
+    pictures: Path
 
 
 class Detector:
@@ -84,6 +87,7 @@ def run_detection(paths: Paths, card: Card, params: Params) -> None:
 
     Where frames have no masks only boxes, maps and counts are written, at the model's crop threshold.
     """
+    started = time.perf_counter()
     classifier = load_classifier(paths.model)
     frames = frames_of_subsets(paths, card, params)
     settings = params.detect
@@ -99,13 +103,13 @@ def run_detection(paths: Paths, card: Card, params: Params) -> None:
         "model_sha256": file_digest(paths.model / MODEL_FILE),
         "frames": len(listed),
     }
-    with whole_folder(paths.plots) as plots:
+    curve = pd.DataFrame(columns=["score", "false_positives_per_frame", "sensitivity"])
+    with whole_folder(paths.pictures) as pictures:
         if not listed["lesions"].isna().any():
             rate = settings.false_positives
             threshold = operating_threshold(*found["val"], rate, paths.model)
             curve = froc.froc_curve(boxes, listed)
-            write_table(plots / "froc.csv", curve)
-            draw_froc(plots / "froc.png", curve, rate, f"{params.dataset}, {len(listed)} test frames")
+            draw_froc(pictures / "froc.png", curve, rate, f"{params.dataset}, {len(listed)} test frames")
             at_rates = froc.sensitivity_at(curve)
             metrics |= {
                 "lesions": int(listed["lesions"].sum()),
@@ -116,15 +120,25 @@ def run_detection(paths: Paths, card: Card, params: Params) -> None:
                 "froc": {f"{row.false_positives_per_frame:g}": row.sensitivity for row in at_rates.itertuples()},
             }
         else:
-            threshold = classifier.description.threshold
+            threshold = _crop_threshold(classifier)
             metrics |= {"threshold": threshold, "boxes": int((boxes["score"] >= threshold).sum())}
         chosen = overlay_frames(boxes, listed, threshold, settings.overlays)
         by_name = {frame.name: frame for frame in frames["test"]}
         for number, (kind, name) in enumerate(chosen):
-            file = plots / f"{kind}_{number:02d}.png"
+            file = pictures / f"{kind}_{number:02d}.png"
             _draw(file, by_name[name], boxes, threshold, detector, params, kind)
     write_table(paths.detections, boxes)
+    write_table(paths.froc, curve)
     write_json(paths.metrics, metrics)
+    tracking.log_stage(
+        "detect",
+        params={"seed": params.seed, "dataset": params.dataset, "detect": settings.model_dump()},
+        history=None,
+        metrics={"operating": metrics.get("operating", {}), "froc": metrics.get("froc", {})},
+        pictures=[paths.pictures],
+        tags={"lesionlab.data": file_digest(paths.split), "lesionlab.protocol": proof["protocol"]},
+        seconds=time.perf_counter() - started,
+    )
 
 
 def frames_of_subsets(paths: Paths, card: Card, params: Params) -> dict[str, list[Frame]]:
@@ -251,8 +265,12 @@ def _recorded_threshold(metrics: Path, model: Path, classifier: Classifier) -> f
         if recorded.get("model_sha256") == file_digest(model / MODEL_FILE):
             print(f"threshold {recorded['threshold']:.3f}: chosen on validation frames ({metrics})")
             return recorded["threshold"]
-    threshold = classifier.description.threshold
-    if threshold is None:
-        raise InputError(f"{model}: a model of more than two classes has no threshold; give --threshold")
+    threshold = _crop_threshold(classifier)
     print(f"threshold {threshold:.3f}: the model's for crops, as {metrics} holds none for it (or give --threshold)")
     return threshold
+
+
+def _crop_threshold(classifier: Classifier) -> float:
+    """The model's own operating point for crops; even odds where it has more than two classes."""
+    threshold = classifier.description.threshold
+    return 0.5 if threshold is None else threshold

@@ -1,22 +1,33 @@
 """Each model on the test subset: metrics with intervals, curves, confusion matrices, the worst mistakes."""
 
+import time
 from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
 import pandas as pd
 
+from lesionlab import tracking
 from lesionlab.errors import InputError
 from lesionlab.evaluation import pictures
 from lesionlab.evaluation.metrics import Scores, with_intervals
-from lesionlab.files import read_images, read_index, read_json, read_split, whole_folder, write_json, write_table
+from lesionlab.files import (
+    file_digest,
+    read_images,
+    read_index,
+    read_json,
+    read_split,
+    whole_folder,
+    write_json,
+    write_table,
+)
 from lesionlab.models.saved import Classifier, load_classifier
 from lesionlab.params import EvaluateParams
 
 
 @dataclass(frozen=True)
 class Paths:
-    """What the evaluate stage reads (crops, split, proof, models) and writes (metrics, plots)."""
+    """What the evaluate stage reads (crops, split, proof, models) and writes (metrics, plots as CSV, pictures)."""
 
     crops: Path
     split: Path
@@ -24,6 +35,7 @@ class Paths:
     models: list[Path]
     metrics: Path
     plots: Path
+    pictures: Path
 
 
 def run_evaluation(paths: Paths, params: EvaluateParams, *, batch_size: int, seed: int) -> pd.DataFrame:
@@ -31,6 +43,7 @@ def run_evaluation(paths: Paths, params: EvaluateParams, *, batch_size: int, see
 
     The test subset chooses nothing: each threshold comes from model.json, where validation put it.
     """
+    started = time.perf_counter()
     index = read_split(paths.split, read_index(paths.crops))
     images = read_images(paths.crops)
     rows = np.flatnonzero(index["subset"] == "test")
@@ -45,8 +58,23 @@ def run_evaluation(paths: Paths, params: EvaluateParams, *, batch_size: int, see
         scores[folder.name] = Scores(labels, probabilities, test["group"].to_numpy(), classifier.description.threshold)
     tables = {name: with_intervals(score, params.resamples, seed) for name, score in scores.items()}
     proof = read_json(paths.proof)
-    write_json(paths.metrics, describe(tables, test, proof, seed, params.resamples))
-    _write_plots(paths.plots, scores, tables, images, rows, classes, params.worst)
+    metrics = describe(tables, test, proof, seed, params.resamples)
+    write_json(paths.metrics, metrics)
+    curves = {
+        "roc": {model: pictures.roc_points(score) for model, score in scores.items()},
+        "pr": {model: pictures.pr_points(score) for model, score in scores.items()},
+    }
+    _write_plots(paths.plots, curves, scores, classes)
+    _draw_pictures(paths.pictures, curves, scores, tables, np.asarray(images[rows]), classes, params.worst)
+    tracking.log_stage(
+        "evaluate",
+        params={"seed": seed, "evaluate": params.model_dump()},
+        history=None,
+        metrics={model: metrics[model] for model in tables},
+        pictures=[paths.pictures],
+        tags={"lesionlab.data": file_digest(paths.split), "lesionlab.protocol": proof["protocol"]},
+        seconds=time.perf_counter() - started,
+    )
     return pd.concat([table.assign(model=name) for name, table in tables.items()])
 
 
@@ -76,32 +104,37 @@ def _same_classes(classes: list[str], classifier: Classifier, folder: Path) -> l
 
 
 def _write_plots(
+    folder: Path, curves: dict[str, dict[str, pd.DataFrame]], scores: dict[str, Scores], classes: list[str]
+) -> None:
+    names = np.array(classes)
+    with whole_folder(folder) as temporary:
+        for kind, points in curves.items():
+            for model, table in points.items():
+                write_table(temporary / f"{kind}_{model}.csv", table)
+        for model, score in scores.items():
+            table = pd.DataFrame({"actual": names[score.labels], "predicted": names[score.predicted]})
+            write_table(temporary / f"confusion_{model}.csv", table)
+
+
+def _draw_pictures(
     folder: Path,
+    curves: dict[str, dict[str, pd.DataFrame]],
     scores: dict[str, Scores],
     tables: dict[str, pd.DataFrame],
     images: np.ndarray,
-    rows: np.ndarray,
     classes: list[str],
     worst: int,
 ) -> None:
+    axes = {
+        "roc": ("false_positive_rate", "true_positive_rate", "roc_auc"),
+        "pr": ("recall", "precision", "pr_auc"),
+    }
     with whole_folder(folder) as temporary:
-        curves = (
-            ("roc", pictures.roc_points, "false_positive_rate", "true_positive_rate", "roc_auc"),
-            ("pr", pictures.pr_points, "recall", "precision", "pr_auc"),
-        )
-        for name, points, x, y, area in curves:
-            tables_of_points = {model: points(score) for model, score in scores.items()}
-            for model, table in tables_of_points.items():
-                write_table(temporary / f"{name}_{model}.csv", table)
+        for kind, (x, y, area) in axes.items():
             titles = {model: _legend(model, table, area) for model, table in tables.items()}
-            pictures.draw_curves(temporary / f"{name}.png", tables_of_points, x, y, titles)
+            pictures.draw_curves(temporary / f"{kind}.png", curves[kind], x, y, titles)
         for model, score in scores.items():
-            table = pd.DataFrame({
-                "actual": np.array(classes)[score.labels], "predicted": np.array(classes)[score.predicted]
-            })  # fmt: skip
-            write_table(temporary / f"confusion_{model}.csv", table)
-            test_images = np.asarray(images[rows])
-            pictures.draw_worst(temporary / f"worst_{model}.png", score, test_images, classes, worst)
+            pictures.draw_worst(temporary / f"worst_{model}.png", score, images, classes, worst)
         pictures.draw_confusion(temporary / "confusion.png", scores, classes)
 
 

@@ -112,10 +112,9 @@ def run_training(
         history=result.history,
         metrics={f"validation.{name}": value for name, value in metrics["validation"].items()},
         tags={
-            "lesionlab.dataset": params.dataset,
             "lesionlab.protocol": proof["protocol"],
-            "lesionlab.index_sha256": file_digest(paths.crops / "index.csv"),
-            "lesionlab.split_sha256": file_digest(paths.split),
+            "lesionlab.crops": file_digest(paths.crops / "index.csv"),
+            "lesionlab.data": file_digest(paths.split),
         },
         seconds=seconds,
     )
