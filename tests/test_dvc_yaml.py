@@ -29,6 +29,8 @@ HARMLESS = {
 }  # fmt: skip
 # The script of both downloads imports what draws a phantom; weights are not drawn.
 HARMLESS_TO = {"download@weights": {"lesionlab/seeds.py"}}
+# Learning curves go to MLflow alone.
+HARMLESS_TO |= dict.fromkeys(("baseline", "transfer", "finetune"), {"lesionlab/pictures.py"})
 
 
 @functools.cache

@@ -1,5 +1,6 @@
 """What the three training stages share: crops and split in; model, metrics, history and a tracked run out."""
 
+import tempfile
 import time
 from dataclasses import dataclass
 from pathlib import Path
@@ -25,6 +26,7 @@ from lesionlab.models.saved import Classifier, Description, save_classifier
 from lesionlab.params import FitParams, Params
 from lesionlab.training.backend import environment
 from lesionlab.training.fit import Fit, Task, fit
+from lesionlab.training.pictures import draw_history
 from lesionlab.training.prefix import Inputs, cache_folder
 from lesionlab.training.threshold import choose_threshold
 
@@ -99,25 +101,29 @@ def run_training(
         f"{stage}: validation accuracy {metrics['validation']['accuracy']:.4f}, AUC {metrics['validation']['auc']:.4f} "
         f"at epoch {result.best_epoch} of {len(result.history)}, {seconds:.0f} s"
     )
-    tracking.log_stage(
-        stage,
-        params={
-            "seed": params.seed,
-            "dataset": params.dataset,
-            stage: settings.model_dump(),
-            "training": params.training.model_dump(),
-            "augment": params.augment.model_dump(),
-            "architecture": architecture.model_dump(),
-        },
-        history=result.history,
-        metrics={f"validation.{name}": value for name, value in metrics["validation"].items()},
-        tags={
-            "lesionlab.protocol": proof["protocol"],
-            "lesionlab.crops": file_digest(paths.crops / "index.csv"),
-            "lesionlab.data": file_digest(paths.split),
-        },
-        seconds=seconds,
-    )
+    with tempfile.TemporaryDirectory() as folder:
+        curves = Path(folder) / f"{stage}.png"
+        draw_history(curves, result.history, stage, result.best_epoch)
+        tracking.log_stage(
+            stage,
+            params={
+                "seed": params.seed,
+                "dataset": params.dataset,
+                stage: settings.model_dump(),
+                "training": params.training.model_dump(),
+                "augment": params.augment.model_dump(),
+                "architecture": architecture.model_dump(),
+            },
+            history=result.history,
+            metrics={f"validation.{name}": value for name, value in metrics["validation"].items()},
+            tags={
+                "lesionlab.protocol": proof["protocol"],
+                "lesionlab.crops": file_digest(paths.crops / "index.csv"),
+                "lesionlab.data": file_digest(paths.split),
+            },
+            pictures=[curves],
+            seconds=seconds,
+        )
 
 
 def read_task(crops: Path, split: Path, classes: list[str]) -> Task:
