@@ -1,9 +1,10 @@
 """What a user can get wrong about models: one error line, exit status 1, nothing half-written."""
 
+import importlib
 import shutil
+import sys
 from pathlib import Path
 
-import keras
 import numpy as np
 import pytest
 from tiny import change_params, crop_stage, run_stage, split_stage
@@ -13,6 +14,7 @@ from lesionlab.files import file_digest, write_json
 from lesionlab.models.backbones import find_backbone
 from lesionlab.models.networks import build_network
 from lesionlab.models.saved import Classifier, Description, save_classifier
+from lesionlab.stage import run
 from lesionlab.training.backend import environment
 
 pytestmark = pytest.mark.slow
@@ -20,9 +22,20 @@ pytestmark = pytest.mark.slow
 SHARED = ("--crops", "data/crops", "--split", "data/split.csv", "--proof", "metrics/split.json")
 
 
-def training_stage(name: str, *arguments: object) -> object:
+def arguments_of(name: str, *more: str) -> list[str]:
     outs = ("--model", f"models/{name}", "--metrics", f"metrics/{name}.json", "--history", f"plots/{name}.csv")
-    return run_stage(name, *SHARED, *arguments, *outs)
+    return [*SHARED, *more, *outs]
+
+
+def message_of(name: str, *more: str) -> str:
+    """What a stage exits with, run as its command is but in this process; Python prints a text and exits with 1."""
+    module = importlib.import_module(f"stages.{name}")
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(sys, "argv", [f"stages.{name}", *arguments_of(name, *more)])
+        with pytest.raises(SystemExit) as ended:
+            run(module.main, module.__doc__)
+    assert isinstance(ended.value.code, str)
+    return ended.value.code
 
 
 def write_weights(folder: Path, backbone: str, of: str | None = None) -> None:
@@ -66,26 +79,22 @@ def project(tiny_project, cropped) -> Path:
 
 
 def files_in(project: Path) -> dict[str, str]:
-    """Every file with its checksum, and every folder; the caches below .lesionlab are no outputs."""
+    """Every file with its checksum; the caches below .lesionlab are no outputs."""
     return {
-        path.relative_to(project).as_posix(): file_digest(path) if path.is_file() else "folder"
+        path.relative_to(project).as_posix(): file_digest(path)
         for path in project.rglob("*")
-        if ".lesionlab" not in path.parts and path.name != "params.yaml"
+        if path.is_file() and ".lesionlab" not in path.parts
     }
 
 
-def refusal(project: Path, stage: str, *arguments: object) -> str:
+def refusal(project: Path, stage: str, *arguments: str) -> str:
     """The one line that a stage ends with; it must have written nothing."""
     before = files_in(project)
-    ended = training_stage(stage, *arguments)
-    assert ended.returncode == 1, ended.stderr
-    assert "Traceback" not in ended.stderr
-    lines = [line for line in ended.stderr.splitlines() if line.startswith("error: ")]
-    assert len(lines) == 1, ended.stderr
-    assert ended.stderr.rstrip().endswith(lines[0])
-    after = {name: digest for name, digest in files_in(project).items() if digest != "folder"}
-    assert after == {name: digest for name, digest in before.items() if digest != "folder"}
-    return lines[0]
+    line = message_of(stage, *arguments)
+    assert line.startswith("error: ")
+    assert "\n" not in line
+    assert files_in(project) == before
+    return line
 
 
 def test_an_unknown_backbone(project):
@@ -173,5 +182,16 @@ def test_crops_of_another_data_set(project):
     assert line == "error: data/crops/index.csv: label 'mole' is not one of background, polyp"
 
 
-def test_keras_is_the_one_of_the_stages():
-    assert keras.backend.backend() == "tensorflow"
+def test_the_command_prints_the_line_and_exits_with_1(project):
+    change_params(project, {"finetune.learning_rate": 1e39, "finetune.epochs": 3})
+    write_transfer(project / "models" / "transfer")
+    before = files_in(project)
+    ended = run_stage("finetune", *arguments_of("finetune", "--start", "models/transfer"))
+    assert ended.returncode == 1
+    assert ended.stdout == ""
+    assert "Traceback" not in ended.stderr
+    line = ended.stderr.splitlines()[-1]
+    assert line.startswith("error: finetune: ")
+    assert line.endswith("lower finetune.learning_rate in params.yaml (is 1e+39)")
+    assert ended.stderr.count("error: ") == 1
+    assert files_in(project) == before

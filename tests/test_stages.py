@@ -1,6 +1,7 @@
 """The real stages on a small project, from crops to detections: what they write, and that they write it again."""
 
 import re
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -45,11 +46,11 @@ def train_stage(name: str, **arguments: Path) -> None:
     getattr(stages, name).main(**SPLIT, **arguments, **outs)
 
 
-def detect(**arguments: object) -> None:
+def detect() -> None:
     paths = {"detections": "data/detections.csv", "metrics": "metrics/detect.json"}
     paths |= {"froc": "plots/froc.csv", "pictures": "pictures/detections"}
     paths = {key: Path(value) for key, value in paths.items()}
-    stages.detect.main(model=Path("models/finetune"), raw=Path("data/raw"), **SPLIT, **paths, **arguments)
+    stages.detect.main(model=Path("models/finetune"), raw=Path("data/raw"), **SPLIT, **paths)
 
 
 def run_to_evaluate() -> None:
@@ -240,14 +241,15 @@ def test_detections_lie_in_test_frames(project):
 
 
 @pytest.mark.slow
-def test_training_stages_are_tracked(project, tracked):
+def test_stages_are_tracked(project, tracked):
+    assert set(tracked) == {*MODELS, "evaluate", "detect"}
     for name in MODELS:
         given = tracked[name]
         assert given["metrics"]["validation.accuracy"] == pytest.approx(
             read_json(Path(f"metrics/{name}.json"))["validation"]["accuracy"], abs=1e-6
         )
         assert given["params"][name]["epochs"] == EPOCHS[name]
-        assert given["tags"]["lesionlab.split_sha256"] == file_digest(Path("data/split.csv"))
+        assert file_digest(Path("data/split.csv")) in given["tags"].values()
         assert list(given["history"]["epoch"]) == list(range(EPOCHS[name]))
 
 
@@ -345,6 +347,27 @@ def test_three_classes_without_masks_go_through_evaluate(three_classes):
         assert model["architecture"]["classes"] == ["left", "middle", "right"]
         assert model["threshold"] is None
     assert metrics["baseline"]["roc_auc"]["value"] > 0.6
+
+
+@pytest.mark.slow
+def test_three_classes_without_masks_go_through_detect(three_classes):
+    """Maps and counts alone: whole images have no lesion masks to be held against."""
+    detect()
+    metrics, boxes = read_json(Path("metrics/detect.json")), pd.read_csv("data/detections.csv")
+    assert metrics["group_disjoint"] is False
+    assert "froc" not in metrics
+    assert boxes["score"].between(0, 1).all()
+    assert metrics["boxes"] == (boxes["score"] >= metrics["threshold"]).sum()
+
+
+@pytest.mark.slow
+def test_any_model_can_be_evaluated_by_hand(project, tmp_path):
+    """A folder of another name, on the same crops: the same figures."""
+    shutil.copytree("models/finetune", tmp_path / "mine")
+    outs = {"metrics": tmp_path / "mine.json", "plots": tmp_path / "plots", "pictures": tmp_path / "pictures"}
+    stages.evaluate.main(**SPLIT, model=[tmp_path / "mine"], **outs)
+    assert read_json(outs["metrics"])["mine"] == read_json(Path("metrics/evaluate.json"))["finetune"]
+    assert (outs["plots"] / "roc_mine.csv").read_bytes() == Path("plots/evaluate/roc_finetune.csv").read_bytes()
 
 
 def python(*arguments: str) -> subprocess.CompletedProcess:

@@ -10,6 +10,7 @@ from sklearn.metrics import ConfusionMatrixDisplay, precision_recall_curve, roc_
 from lesionlab.evaluation.metrics import Scores
 from lesionlab.pictures import MODEL_COLOURS, save_contact_sheet, save_figure
 
+OTHER_COLOUR = "black"  # of a model that the pipeline does not name
 CURVE_POINTS = 400  # at most, in a CSV
 
 
@@ -30,7 +31,7 @@ def draw_curves(path: Path, curves: dict[str, pd.DataFrame], x: str, y: str, tit
     """One curve a model, in the model's colour. titles: text of each model in the legend."""
     figure, axis = plt.subplots(figsize=(5, 4.6))
     for model, table in curves.items():
-        axis.plot(table[x], table[y], color=MODEL_COLOURS[model], label=titles[model], linewidth=1.8)
+        axis.plot(table[x], table[y], color=MODEL_COLOURS.get(model, OTHER_COLOUR), label=titles[model], linewidth=1.8)
     if x == "false_positive_rate":
         axis.plot([0, 1], [0, 1], color="#999999", linestyle=":", linewidth=1, label="chance")
     axis.set(xlabel=x.replace("_", " "), ylabel=y.replace("_", " "), xlim=(-0.01, 1.01), ylim=(-0.01, 1.01))
@@ -48,7 +49,7 @@ def draw_confusion(path: Path, scores: dict[str, Scores], classes: list[str]) ->
             score.labels, score.predicted, labels=np.arange(len(classes)), display_labels=classes,
             ax=axis, colorbar=False, cmap="Blues", xticks_rotation=0 if len(classes) == 2 else 60,
         )  # fmt: skip
-        axis.set_title(model, color=MODEL_COLOURS[model])
+        axis.set_title(model, color=MODEL_COLOURS.get(model, OTHER_COLOUR))
     figure.tight_layout()
     save_figure(figure, path)
 

@@ -72,7 +72,8 @@ def save_classifier(folder: Path, classifier: Classifier) -> None:
     """Write both files, whole or not at all; the same weights give the same bytes."""
     with whole_folder(folder) as temporary:
         # A model that was compiled would save its optimizer's state too, three times the bytes.
-        keras.Model(classifier.model.input, classifier.model.output).save_weights(temporary / WEIGHTS_FILE)
+        model = classifier.model
+        keras.Model(model.input, model.output, name=model.name).save_weights(temporary / WEIGHTS_FILE)
         content = classifier.description.model_dump()
         content["weights_sha256"] = file_digest(temporary / WEIGHTS_FILE)
         write_json(temporary / MODEL_FILE, content, digits=17)  # a rounded threshold may cross a score
