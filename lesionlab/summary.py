@@ -23,8 +23,8 @@ def table(evaluated: dict, detected: dict) -> list[str]:
     for model in ("baseline", "transfer", "finetune"):
         figures = evaluated[model]
         lines.append(f"{model:<12}{_figure(figures['accuracy']):<24}{_figure(figures['roc_auc']):<24}")
-    operating = detected.get("operating")
-    if operating:
+    operating = detected.get("operating", {})
+    if "recall" in operating:
         lines.append(
             f"detection on {detected['frames']} test frames: recall {_figure(operating['recall'])}, "
             f"false positives a frame {_figure(operating['false_positives_per_frame'])}"

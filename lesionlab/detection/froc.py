@@ -1,5 +1,7 @@
 """Figures of a detector: FROC, and precision, recall and F1 at an operating threshold."""
 
+import warnings
+
 import numpy as np
 import pandas as pd
 
@@ -54,7 +56,8 @@ def operating_metrics(
 ) -> dict[str, dict[str, float]]:
     """Recall, precision, F1 and false positives a frame at `threshold`, each as value, low, high.
 
-    Precision counts each found lesion once. The 95 % interval is a percentile bootstrap over groups.
+    Precision counts each found lesion once. The 95 % interval is a percentile bootstrap over groups. A figure that is
+    not defined (precision where no box is admitted) is left out.
     frames: frame, group, lesions. detections: frame, score, lesion.
     """
     admitted = detections[detections["score"] >= threshold]
@@ -68,7 +71,9 @@ def operating_metrics(
         len(by_group), np.full(len(by_group), 1 / len(by_group)), resamples
     )
     value = _ratios(np.ones((1, len(by_group))) @ by_group.to_numpy(dtype=float))
-    low, high = np.nanpercentile(_ratios(drawn @ by_group.to_numpy(dtype=float)), INTERVAL, axis=0)
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", RuntimeWarning)  # a figure that is defined in no resample is left out below
+        low, high = np.nanpercentile(_ratios(drawn @ by_group.to_numpy(dtype=float)), INTERVAL, axis=0)
     names = ("recall", "precision", "f1", "false_positives_per_frame")
     return {
         name: {"value": value[0, k], "low": low[k], "high": high[k]}

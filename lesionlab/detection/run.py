@@ -107,7 +107,7 @@ def run_detection(paths: Paths, card: Card, params: Params) -> None:
     with whole_folder(paths.pictures) as pictures:
         if not listed["lesions"].isna().any():
             rate = settings.false_positives
-            threshold = operating_threshold(*found["val"], rate, paths.model)
+            threshold = operating_threshold(*found["val"], rate)
             curve = froc.froc_curve(boxes, listed)
             draw_froc(pictures / "froc.png", curve, rate, f"{params.dataset}, {len(listed)} test frames")
             at_rates = froc.sensitivity_at(curve)
@@ -174,15 +174,15 @@ def detect_frames(
     return pd.concat(tables, ignore_index=True), pd.DataFrame(listed, columns=["frame", "group", "lesions"])
 
 
-def operating_threshold(boxes: pd.DataFrame, frames: pd.DataFrame, rate: float, model: Path) -> float:
-    """Score that gives the highest sensitivity on validation frames at no more than `rate` false positives a frame."""
+def operating_threshold(boxes: pd.DataFrame, frames: pd.DataFrame, rate: float) -> float:
+    """Score that gives the highest sensitivity on validation frames at no more than `rate` false positives a frame.
+
+    Where no score does, as with a model that gives every window the same, it lies above all scores: no box is admitted.
+    """
     score = froc.sensitivity_at(froc.froc_curve(boxes, frames), (rate,))["score"].iloc[0]
-    if not np.isfinite(score):
-        raise InputError(
-            f"{model}: no threshold gives at most {rate} false positives a frame on validation frames; "
-            "raise detect.false_positives"
-        )
-    return float(score)
+    if np.isfinite(score):
+        return float(score)
+    return float(np.nextafter(boxes["score"].max(), np.inf)) if len(boxes) else 1.0
 
 
 def overlay_frames(boxes: pd.DataFrame, frames: pd.DataFrame, threshold: float, count: int) -> list[tuple[str, str]]:

@@ -53,6 +53,9 @@ def run_evaluation(paths: Paths, params: EvaluateParams, *, batch_size: int, see
     for folder in paths.models:
         classifier = load_classifier(folder)
         classes = _same_classes(classes, classifier, folder)
+        unknown = sorted(set(test["label"]) - set(classes))
+        if unknown:
+            raise InputError(f"{folder}: knows no class '{unknown[0]}' (knows {', '.join(classes)}); run dvc repro")
         labels = test["label"].map({name: k for k, name in enumerate(classes)}).to_numpy()
         probabilities = classifier.predict(images, rows, batch_size, desc=f"evaluate {folder.name}")
         scores[folder.name] = Scores(labels, probabilities, test["group"].to_numpy(), classifier.description.threshold)

@@ -107,7 +107,10 @@ def _small_cnn(architecture: Architecture) -> keras.Model:
     inputs = keras.Input((size, size, 3), name="pixels")
     x = inputs
     for number, filters in enumerate(architecture.filters, start=1):
-        x = keras.layers.Conv2D(filters, 3, padding="same", activation="relu", name=f"conv{number}")(x)
+        # The first convolution halves the resolution: full-size maps cost most of the time.
+        kernel, strides = (5, 2) if number == 1 else (3, 1)
+        layer = keras.layers.Conv2D(filters, kernel, strides, padding="same", activation="relu", name=f"conv{number}")
+        x = layer(x)
         x = keras.layers.MaxPooling2D(name=f"pool{number}")(x)
     x = keras.layers.Flatten(name="head_flatten")(x)
     return keras.Model(inputs, _head(x, architecture), name="small_cnn")
