@@ -103,7 +103,7 @@ class FitParams(Section):
 
 
 class BaselineParams(FitParams):
-    """The small CNN from scratch: two or three convolutions, each followed by a pooling."""
+    """The small CNN from scratch: two or three convolutions, the first strided, each followed by a pooling."""
 
     filters: Annotated[list[PositiveInt], Field(min_length=2, max_length=3)]
     dense: PositiveInt

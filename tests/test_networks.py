@@ -79,7 +79,8 @@ def test_the_small_cnn_is_what_params_say():
     network = build_network(tiny_architecture(None, filters=(4, 8, 16), dense=8), seed=1)
     convolutions = [layer for layer in network.layers if isinstance(layer, keras.layers.Conv2D)]
     assert [layer.filters for layer in convolutions] == [4, 8, 16]
-    assert network.get_layer("head_dense").kernel.shape == (SIZE // 8 * SIZE // 8 * 16, 8)
+    strided_then_three_poolings = SIZE // 16
+    assert network.get_layer("head_dense").kernel.shape == (strided_then_three_poolings**2 * 16, 8)
 
 
 def test_new_layers_follow_from_the_seed():
