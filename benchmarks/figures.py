@@ -28,7 +28,8 @@ CVC = {
     "training.label_smoothing": 0.05,
     "finetune.unfrozen_blocks": 2,
     "finetune.learning_rate": 3e-4,
-    "finetune.epochs": 12,
+    "finetune.epochs": 14,
+    "finetune.patience": 14,
 }
 EXPERIMENTS = {
     "kvasir-group": ("kvasir-seg", "Kvasir-SEG", {"split.protocol": "group"}),
