@@ -115,4 +115,4 @@ def interval(figure: dict[str, float]) -> str:
 
 
 if __name__ == "__main__":
-    run(main, __doc__)
+    run(main, __doc__, stage=False)

@@ -151,8 +151,11 @@ def read_images(crops: Path) -> np.ndarray:
 
 
 def read_split(path: Path, index: pd.DataFrame) -> pd.DataFrame:
-    """`index` with the columns fold and subset of a split table. Raises InputError when they do not belong together."""
-    split = read_table(path, SPLIT_COLUMNS, text=("subset",))
+    """`index` with the columns fold and subset of a split table, and its label where it has one.
+
+    Raises InputError when they do not belong together.
+    """
+    split = read_table(path, SPLIT_COLUMNS, text=("subset", "label"))
     if len(split) != len(index) or (split["id"].to_numpy() != index["id"].to_numpy()).any():
         raise InputError(f"{path}: has other crops than index.csv; run dvc repro split")
-    return index.assign(fold=split["fold"].to_numpy(), subset=split["subset"].to_numpy())
+    return index.assign(**{name: split[name].to_numpy() for name in split if name != "id"})

@@ -1,6 +1,9 @@
 """params.yaml: what each key means, its unit and its limits; the one reader of it."""
 
+import contextlib
 import difflib
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass
 from pathlib import Path
 from types import NoneType, UnionType
 from typing import Annotated, Literal, Union, get_args, get_origin
@@ -61,6 +64,10 @@ class SplitParams(Section):
     folds: Annotated[int, Field(ge=3)]
     test_fold: Count
     near_duplicate_bits: Annotated[int, Field(ge=0, le=16)]
+    official_validation: bool
+    validation_per_class: PositiveInt | None
+    drop_duplicates: bool
+    shuffle_labels: bool
 
     @model_validator(mode="after")
     def _test_fold_exists(self) -> "SplitParams":
@@ -166,43 +173,148 @@ def read_yaml(path: Path, schema: type[Section]) -> Section:
 
     Raises InputError naming the file, the key, what is wrong and, for a misspelt key, the likely one.
     """
+    return _validate(_load_yaml(path.read_text, str(path)), schema, lambda _: str(path))
+
+
+@dataclass(frozen=True)
+class Overlay:
+    """What one cell of a study lays over params.yaml: each layer over the ones before it.
+
+    study: a study's params.yaml; its mapping `set` has keys as params.yaml has them. cell: dotted key of one more such
+    mapping in the same file. settings: `key.key=value`, the value in YAML.
+    """
+
+    study: Path | None = None
+    cell: str | None = None
+    settings: tuple[str, ...] = ()
+
+    @property
+    def name(self) -> str:
+        """What tells this cell from the others of its study."""
+        return " ".join(filter(None, (self.cell, *self.settings)))
+
+    def layers(self) -> list[tuple[str, dict]]:
+        """Each layer's origin, as errors name it, and its content."""
+        found = []
+        if self.cell and self.study is None:
+            raise InputError(f"--cell {self.cell}: give --study too, the file that holds it")
+        if self.study is not None:
+            content = _load_yaml(self.study.read_text, str(self.study))
+            for key in filter(None, ("set", self.cell)):
+                found.append((f"{self.study}: {key}", _mapping_at(content, key, self.study)))
+        for setting in self.settings:
+            key, equals, text = setting.partition("=")
+            if not (key and equals):
+                raise InputError(f"--set {setting}: must be KEY=VALUE, for example --set finetune.epochs=3")
+            value = _load_yaml(lambda text=text: text, f"--set {setting}")
+            for part in reversed(key.split(".")):
+                value = {part: value}
+            found.append((f"--set {setting}", value))
+        return found
+
+
+_overlay = Overlay()
+
+
+def current_overlay() -> Overlay:
+    """The overlay of this process: empty outside of studies."""
+    return _overlay
+
+
+@contextlib.contextmanager
+def overlaid(overlay: Overlay) -> Iterator[None]:
+    """Let `read_params` see params.yaml with `overlay` laid over it."""
+    global _overlay
+    before, _overlay = _overlay, overlay
     try:
-        content = YAML(typ="safe", pure=True).load(path.read_text())
+        yield
+    finally:
+        _overlay = before
+
+
+def read_params(path: Path = Path("params.yaml"), overlay: Overlay | None = None) -> Params:
+    """The hyperparameters of this run: the file, overlaid by what the stage's command line says (`lesionlab.stage`).
+
+    overlay: in place of the command line's. Raises InputError when a key is missing, unknown or out of its limits.
+    """
+    if not path.exists():
+        raise InputError(f"{path}: not found in {Path.cwd()}; run stages from the repository's root")
+    layers = [(str(path), _load_yaml(path.read_text, str(path))), *(overlay or _overlay).layers()]
+    content = {}
+    for _, layer in layers:
+        content = merge(content, layer)
+
+    def origin(location: tuple) -> str:
+        """The last layer that says something there; a missing key is params.yaml's fault."""
+        return next((name for name, layer in reversed(layers) if _holds(layer, location)), str(path))
+
+    return _validate(content, Params, origin)
+
+
+def merge(below: object, above: object) -> object:
+    """Nested mappings key by key; anything else is replaced, lists too."""
+    if not (isinstance(below, Mapping) and isinstance(above, Mapping)):
+        return above
+    return {**below, **{key: merge(below[key], value) if key in below else value for key, value in above.items()}}
+
+
+def _load_yaml(read: Callable[[], str], name: str) -> object:
+    try:
+        return YAML(typ="safe", pure=True).load(read())
     except FileNotFoundError:
-        raise InputError(f"{path}: not found") from None
+        raise InputError(f"{name}: not found") from None
     except (YAMLError, UnicodeDecodeError) as error:
-        raise InputError(f"{path}: not valid YAML: {' '.join(str(error).split())}") from None
+        raise InputError(f"{name}: not valid YAML: {' '.join(str(error).split())}") from None
+
+
+def _mapping_at(content: object, key: str, path: Path) -> dict:
+    """What a dotted key holds; nothing there is an empty mapping. Raises InputError where it is no mapping."""
+    for part in key.split("."):
+        if not isinstance(content, Mapping) or part not in content:
+            raise InputError(f"{path}: key '{key}' is missing")
+        content = content[part]
+    if content is not None and not isinstance(content, Mapping):
+        raise InputError(f"{path}: {key}: must be a mapping with the keys of params.yaml (is: {content!r})")
+    return content or {}
+
+
+def _holds(content: object, location: tuple) -> bool:
+    """Whether a place is in `content`; the end of the location may be a union's tag or a number in a list."""
+    for part in location:
+        if not isinstance(content, Mapping):
+            return True
+        if part not in content:
+            return False
+        content = content[part]
+    return True
+
+
+def _validate(content: object, schema: type[Section], origin: Callable[[tuple], str]) -> Section:
     try:
         return schema.model_validate(content)
     except ValidationError as error:
-        lines = _describe(error.errors(), schema)
-        raise InputError("\n       ".join(f"{path}: {line}" for line in lines)) from None
+        lines = _describe(error.errors(), schema, origin)
+        raise InputError("\n       ".join(lines)) from None
 
 
-def read_params(path: Path = Path("params.yaml")) -> Params:
-    """The hyperparameters of this run. Raises InputError when a key is missing, unknown or out of its limits."""
-    if not path.exists():
-        raise InputError(f"{path}: not found in {Path.cwd()}; run stages from the repository's root")
-    return read_yaml(path, Params)
-
-
-def _describe(problems: list[dict], schema: type[BaseModel]) -> list[str]:
+def _describe(problems: list[dict], schema: type[BaseModel], origin: Callable[[tuple], str]) -> list[str]:
     """One line a place in the file; what a union of types says about one place is joined by 'or'."""
     lines: dict[str, list[str]] = {}
     for problem in problems:
         where, _ = _place(schema, problem["loc"])
+        start = f"{origin(problem['loc'])}: "
         if problem["type"] == "extra_forbidden":
             _, known = _place(schema, problem["loc"][:-1])
             near = difflib.get_close_matches(str(problem["loc"][-1]), known, n=1)
             hint = f"did you mean '{near[0]}'?" if near else f"known here: {', '.join(known)}"
-            lines.setdefault(f"unknown key '{where}'; {hint}", [])
+            lines.setdefault(f"{start}unknown key '{where}'; {hint}", [])
         elif problem["type"] == "missing":
-            lines.setdefault(f"key '{where}' is missing", [])
+            lines.setdefault(f"{start}key '{where}' is missing", [])
         else:
             message = problem["msg"].removeprefix("Value error, ")
             given = problem["input"]
             shown = "" if isinstance(given, dict) else f" (is: {given!r})"
-            lines.setdefault(f"{where}: " if where else "", []).append(message + shown)
+            lines.setdefault(f"{start}{where}: " if where else start, []).append(message + shown)
     return [start + " or ".join(messages) for start, messages in lines.items()]
 
 

@@ -38,4 +38,4 @@ def _figure(figure: dict) -> str:
 
 
 if __name__ == "__main__":
-    run(main, __doc__)
+    run(main, __doc__, stage=False)

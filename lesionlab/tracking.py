@@ -1,9 +1,9 @@
 """MLflow: one parent run an experiment, and below it a child run for every stage that ran.
 
-The parent is named after `dvc exp run`'s experiment, else `repro-<hash of params.yaml and the Git commit>`. The
-database is `mlflow.db` in the repository's root with artifacts in `mlartifacts` beside it, or what
-MLFLOW_TRACKING_URI names; a relative sqlite path there is relative to the root, so that copies of the work tree
-(`--temp`, queue workers) write to the same database.
+The parent is named after `dvc exp run`'s experiment, else `repro-<hash of params.yaml and the Git commit>`, with the
+study's name in place of `repro` in a study: all its cells are below one parent. The database is `mlflow.db` in the
+repository's root with artifacts in `mlartifacts` beside it, or what MLFLOW_TRACKING_URI names; a relative sqlite path
+there is relative to the root, so that copies of the work tree (`--temp`, queue workers) write to the same database.
 
 A stage records once, after its work is done, in a child process (`python -m lesionlab.tracking`, the request as JSON
 on its standard input). A process can be ended whatever it hangs in, be it a socket, a name look-up or a lock, which a
@@ -27,7 +27,7 @@ from typing import Any
 import pandas as pd
 
 from lesionlab.files import repository_root, whole_file
-from lesionlab.params import read_params
+from lesionlab.params import Overlay, current_overlay, read_params
 
 EXPERIMENT = "lesionlab"
 KEY_TAG = "lesionlab.experiment"
@@ -94,9 +94,16 @@ def _request(
     seconds: float,
 ) -> dict[str, Any]:
     """What the child process needs, in plain JSON values."""
-    everything = read_params().model_dump() if Path("params.yaml").exists() else dict(params)
+    overlay = current_overlay()
+    shared = Overlay(overlay.study)  # what all cells of a study have in common
+    everything = read_params(overlay=shared).model_dump() if Path("params.yaml").exists() else dict(params)
+    study = overlay.study.parent.name if overlay.study else None
     commit = os.environ.get("DVC_EXP_BASELINE_REV") or _git_head()
-    shared_tags = {"dataset": everything.get("dataset"), "mlflow.source.git.commit": commit}
+    shared_tags = {
+        "dataset": everything.get("dataset"),
+        "mlflow.source.git.commit": commit,
+        "lesionlab.study": study,
+    }
     for name in ("DVC_EXP_NAME", "DVC_EXP_BASELINE_REV"):
         shared_tags[name] = os.environ.get(name)
     script = f"stages/{stage.partition('@')[0]}.py"
@@ -104,13 +111,14 @@ def _request(
         **shared_tags,
         "DVC_STAGE": os.environ.get("DVC_STAGE"),
         "lesionlab.code": _code_digest(script),
+        "lesionlab.cell": overlay.name,
         "mlflow.source.name": script,
         **tags,
     }
     final = _numbers(metrics)
     return {
-        "key": _experiment_key(everything, commit),
-        "stage": stage,
+        "key": _experiment_key(everything, commit, study or "repro"),
+        "name": f"{stage} {overlay.name}".strip(),
         "end": time.time(),
         "seconds": float(seconds),
         "params": _texts(params),
@@ -126,12 +134,12 @@ def _request(
     }
 
 
-def _experiment_key(params: Mapping[str, Any], commit: str) -> str:
+def _experiment_key(params: Mapping[str, Any], commit: str, kind: str = "repro") -> str:
     name = os.environ.get("DVC_EXP_NAME")
     if name:
         return name.replace("'", "_")  # it stands between quotes in MLflow's search
     text = json.dumps(params, sort_keys=True, default=str) + commit
-    return "repro-" + hashlib.blake2b(text.encode(), digest_size=4).hexdigest()
+    return f"{kind}-" + hashlib.blake2b(text.encode(), digest_size=4).hexdigest()
 
 
 def _git_head() -> str:
@@ -305,7 +313,7 @@ def _record(request: dict[str, Any], uri: str, database: Path | None) -> None:
     start = end - int(request["seconds"] * 1000)
     parent = _find_parent(client, experiment, request, start)
     tags = {**request["tags"], "mlflow.parentRunId": parent, KEY_TAG: request["key"]}
-    run = client.create_run(experiment, start_time=start, run_name=request["stage"], tags=tags).info.run_id
+    run = client.create_run(experiment, start_time=start, run_name=request["name"], tags=tags).info.run_id
     history = request["history"]
     last = max((step for step, _ in history), default=0)
     curves = [Metric(name, value, end, step) for step, row in history for name, value in row.items()]

@@ -80,7 +80,7 @@ def indexes(draw, fewest: int = 1, most: int = 25):
             )
     table = pd.DataFrame(rows)
     table.insert(0, "id", range(len(table)))
-    return table
+    return table.assign(digest=table["id"].map("{:016x}".format))
 
 
 def together(index: pd.DataFrame, bits: int) -> set[frozenset[int]]:
@@ -120,7 +120,7 @@ def make_index(groups: int, frames: int = 2, seed: int = 0, **columns: object) -
             rows.append({"label": label, "group": f"g{group}", "frame": f"g{group}f{frame}", "hash": hashed})
     table = pd.DataFrame(rows).assign(official="", x=0, y=0, width=9, height=9, **columns)
     table.insert(0, "id", range(len(table)))
-    return table
+    return table.assign(digest=table["id"].map("{:016x}".format))
 
 
 # Folds
@@ -317,6 +317,7 @@ def test_cvc_clinicdb_by_sequence(shared_data, tiny_params, monkeypatch):
     rows = [row for _, crops in crop_frames(frames, card.classes, tiny_params.crop, 32, 42) for row in crops.rows]
     index = pd.DataFrame(rows)
     index.insert(0, "id", range(len(index)))
+    index = index.assign(digest=index["id"].map("{:016x}".format))
     table = assign_folds(index, protocol("group"), 42)
     description = describe_split(index, table, protocol("group"), grouped=True, seed=42)
     assert description["groups"] == 29

@@ -1,5 +1,6 @@
 """Which crops train, validate and test: by groups that never cross, with the proof."""
 
+import hashlib
 from itertools import pairwise
 
 import numpy as np
@@ -11,9 +12,10 @@ from sklearn.model_selection import StratifiedGroupKFold
 from lesionlab.data.cards import SUBSETS
 from lesionlab.errors import InputError
 from lesionlab.params import SplitParams
-from lesionlab.seeds import derive_seed
+from lesionlab.seeds import derive_seed, generator
 
 HASH_BITS = 64
+DROPPED = "none"  # the subset of crops that are in no subset
 
 
 def near_duplicates(hashes: np.ndarray, bits: int) -> np.ndarray:
@@ -47,8 +49,7 @@ def join_near_duplicates(index: pd.DataFrame, bits: int) -> np.ndarray:
     """Group number of each crop after groups that hold near-duplicate frames became one: (n,) int."""
     group, _ = pd.factorize(index["group"])
     value, distinct = pd.factorize(index["hash"])
-    hashes = np.array([int(text, 16) for text in distinct], dtype="uint64")
-    first, second = near_duplicates(hashes, bits).T
+    first, second = near_duplicates(_hashes(distinct), bits).T
     size = len(distinct)
     # One node a hash, then one a group: crops tie their hash to their group, near-duplicates tie hashes.
     rows, columns = np.r_[value, first], np.r_[size + group, second]
@@ -59,43 +60,133 @@ def join_near_duplicates(index: pd.DataFrame, bits: int) -> np.ndarray:
     return joined
 
 
+def crop_digests(images: np.ndarray) -> list[str]:
+    """A checksum of each crop's pixels: (n, size, size, 3) uint8 to n texts; identical crops have the same."""
+    return [hashlib.blake2b(np.ascontiguousarray(image), digest_size=8).hexdigest() for image in images]
+
+
 def assign_folds(index: pd.DataFrame, params: SplitParams, seed: int) -> pd.DataFrame:
-    """A row a crop: id, fold (0 .. folds - 1, -1 for crops of an official test set), subset (train, val, test).
+    """A row a crop: id, fold (0 .. folds - 1, -1 for crops of an official test set), subset (train, val, test, none).
 
     group: folds by joined groups, stratified by label; fold `test_fold` tests and the next one validates.
     random: the same with every frame a group of its own, to reproduce figures that were published so.
     official: the published test subset; the published validation subset, or fold `test_fold` of the rest by groups.
+    Where the published split is numbered folds, they take the place of drawn ones.
+
+    validation_per_class: so many frames a class validate, in whole groups, on top of a published validation subset.
+    drop_duplicates: subset `none` for what repeats a crop that counts more, see `_drop_duplicates`.
+    shuffle_labels: one more column, label, that counts in place of the index's.
+
+    index: as the crop stage writes it, with the column digest of `crop_digests`.
     Raises InputError when a class has fewer groups than folds or the data set has no official split.
     Source of the method: sklearn.model_selection.StratifiedGroupKFold.
     """
-    random = params.protocol == "random"
-    groups = pd.factorize(index["frame"])[0] if random else join_near_duplicates(index, params.near_duplicate_bits)
-    official = index["official"].to_numpy()
-    if params.protocol == "official" and not (official == "test").any():
-        raise InputError("params.yaml: split.protocol is official, but the data set has no official test subset")
-    drawn = official != "test" if params.protocol == "official" else np.ones(len(index), dtype=bool)
-    _check_groups(index[drawn], groups[drawn], params.folds)
-    folds = np.full(len(index), -1)
-    folder = StratifiedGroupKFold(params.folds, shuffle=True, random_state=derive_seed(seed, "split"))
-    rows = np.flatnonzero(drawn)
-    labels = index["label"].to_numpy()[rows]
-    for number, (_, members) in enumerate(folder.split(rows, labels, groups[rows])):
-        folds[rows[members]] = number
-    subset = np.full(len(index), "train", dtype=object)
-    if params.protocol == "official":
-        published = (official == "val").any()
-        subset[official == "val" if published else folds == params.test_fold] = "val"
-        subset[official == "test"] = "test"
-    else:
-        subset[folds == params.test_fold] = "test"
-        subset[folds == (params.test_fold + 1) % params.folds] = "val"
+    joined = join_near_duplicates(index, params.near_duplicate_bits)
+    groups = pd.factorize(index["frame"])[0] if params.protocol == "random" else joined
+    if params.shuffle_labels:
+        index = index.assign(label=shuffle_labels(index["label"].to_numpy(), joined, seed))
+    published = index["official"].to_numpy(dtype=str) if params.protocol == "official" else np.full(len(index), "")
+    folds = _published_folds(published, params)
+    if folds is None:
+        if params.protocol == "official" and not (published == "test").any():
+            raise InputError("params.yaml: split.protocol is official, but the data set has no official test subset")
+        folds = _draw_folds(index, groups, published != "test", params.folds, seed)
+    official_subsets = (published == "test").any()
+    test = published == "test" if official_subsets else folds == params.test_fold
+    val = (published == "val") & params.official_validation
+    if params.validation_per_class:
+        val |= _draw_validation(index, groups, ~test & ~val, params.validation_per_class, seed)
+    elif not val.any():
+        val = folds == (params.test_fold if official_subsets else (params.test_fold + 1) % params.folds)
+    subset = np.select([test, val], ["test", "val"], "train").astype(object)
+    if params.drop_duplicates:
+        subset = _drop_duplicates(index, subset, params.near_duplicate_bits)
     for name in SUBSETS:
         for label in index["label"].unique():
             if not ((subset == name) & (index["label"] == label)).any():
                 raise InputError(
-                    f"split: subset {name} holds no crop of class '{label}'; lower split.folds, or check the labels"
+                    f"split: subset {name} holds no crop of class '{label}'; lower split.folds or "
+                    "split.validation_per_class, or check the labels"
                 )
-    return pd.DataFrame({"id": index["id"], "fold": folds, "subset": subset})
+    table = pd.DataFrame({"id": index["id"], "fold": folds, "subset": subset})
+    return table.assign(label=index["label"]) if params.shuffle_labels else table
+
+
+def shuffle_labels(labels: np.ndarray, groups: np.ndarray, seed: int) -> np.ndarray:
+    """One label at random for each group: (n,) labels and group numbers to (n,) labels.
+
+    The classes keep their shares of the crops, to within a group: in random order the groups are cut where the shares
+    say so.
+    """
+    names, counts = np.unique(labels, return_counts=True)
+    sizes = np.bincount(groups)
+    order = generator(seed, "split", "shuffle").permutation(len(sizes))
+    middle = sizes[order].cumsum() - sizes[order] / 2
+    drawn = np.empty(len(sizes), dtype=int)
+    drawn[order] = np.searchsorted(counts.cumsum()[:-1], middle)
+    return names[drawn[groups]]
+
+
+def _published_folds(published: np.ndarray, params: SplitParams) -> np.ndarray | None:
+    """Fold numbers from 0 where the data set publishes numbered folds, else None."""
+    if not all(text.isdigit() for text in published):
+        return None
+    numbers, folds = np.unique(published.astype(int), return_inverse=True)
+    if len(numbers) != params.folds:
+        raise InputError(
+            f"params.yaml: split.folds is {params.folds}, but the data set publishes {len(numbers)} folds; set it so"
+        )
+    return folds
+
+
+def _draw_folds(index: pd.DataFrame, groups: np.ndarray, drawn: np.ndarray, folds: int, seed: int) -> np.ndarray:
+    """Fold of each crop where `drawn`, -1 elsewhere; by groups, stratified by label."""
+    _check_groups(index[drawn], groups[drawn], folds)
+    result = np.full(len(index), -1)
+    folder = StratifiedGroupKFold(folds, shuffle=True, random_state=derive_seed(seed, "split"))
+    rows = np.flatnonzero(drawn)
+    for number, (_, members) in enumerate(folder.split(rows, index["label"].to_numpy()[rows], groups[rows])):
+        result[rows[members]] = number
+    return result
+
+
+def _draw_validation(
+    index: pd.DataFrame, groups: np.ndarray, pool: np.ndarray, per_class: int, seed: int
+) -> np.ndarray:
+    """Which crops of the pool validate: groups in random order, each whole, up to `per_class` frames a class.
+
+    A group that would exceed the number of any class is passed over, so a class may end a little below it.
+    """
+    frames = pd.DataFrame({"group": groups, "label": index["label"], "frame": index["frame"]})[pool].drop_duplicates()
+    counts = frames.groupby(["group", "label"]).size().unstack(fill_value=0)
+    room = np.full(counts.shape[1], per_class)
+    chosen = []
+    for row in generator(seed, "split", "validation").permutation(len(counts)):
+        if (counts.to_numpy()[row] <= room).all():
+            room -= counts.to_numpy()[row]
+            chosen.append(counts.index[row])
+    return pool & np.isin(groups, chosen)
+
+
+def _drop_duplicates(index: pd.DataFrame, subset: np.ndarray, bits: int) -> np.ndarray:
+    """`subset` with `none` for crops that repeat what counts more: test before validation before training.
+
+    A frame with a near-duplicate in a later subset is left out of its own; of identical test crops the first counts.
+    """
+    subset = subset.copy()
+    value, distinct = pd.factorize(index["hash"])
+    pairs = near_duplicates(_hashes(distinct), bits)
+    pairs = np.concatenate([pairs, pairs[:, ::-1], np.repeat(np.arange(len(distinct))[:, None], 2, axis=1)])
+    for later, earlier in (("test", ("val", "train")), ("val", ("train",))):
+        near = np.unique(pairs[np.isin(pairs[:, 0], value[subset == later]), 1])
+        subset[np.isin(subset, earlier) & np.isin(value, near)] = DROPPED
+    repeated = index["digest"].where(subset == "test", index["id"].astype(str)).duplicated()
+    subset[repeated.to_numpy() & (subset == "test")] = DROPPED
+    return subset
+
+
+def _hashes(texts: np.ndarray) -> np.ndarray:
+    return np.array([int(text, 16) for text in texts], dtype="uint64")
 
 
 def _check_groups(index: pd.DataFrame, groups: np.ndarray, folds: int) -> None:
@@ -114,26 +205,16 @@ def describe_split(index: pd.DataFrame, split: pd.DataFrame, params: SplitParams
     grouped: whether the card names groups at all. Raises InputError when the protocol is `group` and a group is
     shared all the same.
     """
-    subset = split["subset"].to_numpy()
+    if "label" in split:
+        index = index.assign(label=split["label"])
     joined = join_near_duplicates(index, params.near_duplicate_bits)
-    value, distinct = pd.factorize(index["hash"])
-    hashes = np.array([int(text, 16) for text in distinct], dtype="uint64")
-    subsets_of_hash = pd.Series(subset).groupby(value).agg(set)
-    pairs = near_duplicates(hashes, params.near_duplicate_bits)
-    across = sum(len(subsets_of_hash[a] | subsets_of_hash[b]) > 1 for a, b in pairs)
-    shared_groups = int((pd.Series(subset).groupby(index["group"].to_numpy()).nunique() > 1).sum())
-    shared_frames = int((pd.Series(subset).groupby(index["frame"].to_numpy()).nunique() > 1).sum())
-    proof = {
-        "groups_in_two_subsets": shared_groups,
-        "frames_in_two_subsets": shared_frames,
-        "identical_frames_across_subsets": int((subsets_of_hash.map(len) > 1).sum()),
-        "near_duplicates_across_subsets": int(across),
-    }
+    counted = (split["subset"] != DROPPED).to_numpy()
+    proof = _proof(index[counted], split["subset"].to_numpy()[counted], params.near_duplicate_bits)
     if params.protocol == "group" and any(proof.values()):
         raise InputError(f"split: groups are shared between subsets: {proof}; this is a fault of the program")
     sizes = {}
     for name in SUBSETS:
-        chosen = subset == name
+        chosen = (split["subset"] == name).to_numpy()
         sizes[name] = {
             "crops": int(chosen.sum()),
             "frames": index["frame"][chosen].nunique(),
@@ -143,10 +224,43 @@ def describe_split(index: pd.DataFrame, split: pd.DataFrame, params: SplitParams
     return {
         "protocol": params.protocol,
         "group_disjoint": bool(grouped and params.protocol != "random" and not any(proof.values())),
+        "labels": "shuffled" if params.shuffle_labels else "true",
         "seed": seed,
         "folds": params.folds,
         "groups": index["group"].nunique(),
         "groups_after_joining_near_duplicates": len(np.unique(joined)),
         "proof": proof,
+        "duplicates": _duplicates(index, split["subset"].to_numpy()),
         "subsets": sizes,
     }
+
+
+def _proof(index: pd.DataFrame, subset: np.ndarray, bits: int) -> dict[str, int]:
+    """What lies in more than one subset: a group-disjoint split has zeros."""
+    value, distinct = pd.factorize(index["hash"])
+    subsets_of_hash = pd.Series(subset).groupby(value).agg(set)
+    pairs = near_duplicates(_hashes(distinct), bits)
+    return {
+        "groups_in_two_subsets": _in_two(subset, index["group"]),
+        "frames_in_two_subsets": _in_two(subset, index["frame"]),
+        "identical_frames_across_subsets": int((subsets_of_hash.map(len) > 1).sum()),
+        "near_duplicates_across_subsets": sum(len(subsets_of_hash[a] | subsets_of_hash[b]) > 1 for a, b in pairs),
+    }
+
+
+def _duplicates(index: pd.DataFrame, subset: np.ndarray) -> dict[str, int | None]:
+    """Repeated crops, pixel by pixel, and what was left out; for whole images groups that hold two labels."""
+    counted, test = subset != DROPPED, subset == "test"
+    whole_images = not index["frame"].duplicated().any()
+    labels = index.groupby("group")["label"].nunique()
+    return {
+        "identical_crops_across_subsets": _in_two(subset[counted], index["digest"][counted]),
+        "repeated_crops_in_test": int(index["digest"][test].duplicated().sum()),
+        "crops_in_no_subset": int((~counted).sum()),
+        "groups_with_two_labels": int((labels > 1).sum()) if whole_images else None,
+    }
+
+
+def _in_two(subset: np.ndarray, keys: pd.Series) -> int:
+    """How many of the keys lie in more than one subset."""
+    return int((pd.Series(subset).groupby(keys.to_numpy()).nunique() > 1).sum())

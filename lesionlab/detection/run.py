@@ -99,6 +99,7 @@ def run_detection(paths: Paths, card: Card, params: Params) -> None:
         "subset": "test",
         "protocol": proof["protocol"],
         "group_disjoint": proof["group_disjoint"],
+        "labels": proof["labels"],
         "seed": params.seed,
         "model_sha256": file_digest(paths.model / MODEL_FILE),
         "frames": len(listed),

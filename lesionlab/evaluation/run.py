@@ -91,6 +91,7 @@ def describe(tables: dict[str, pd.DataFrame], test: pd.DataFrame, proof: dict, s
         "subset": "test",
         "protocol": proof["protocol"],
         "group_disjoint": proof["group_disjoint"],
+        "labels": proof["labels"],
         "seed": seed,
         "resamples": resamples,
         "crops": len(test),

@@ -147,6 +147,7 @@ def describe_training(
     return {
         "protocol": proof["protocol"],
         "group_disjoint": proof["group_disjoint"],
+        "labels": proof["labels"],
         "seed": seed,
         "validation": {
             "accuracy": float((probabilities.argmax(axis=1) == labels).mean()),
