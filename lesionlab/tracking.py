@@ -31,7 +31,7 @@ from lesionlab.params import Overlay, current_overlay, read_params
 
 EXPERIMENT = "lesionlab"
 KEY_TAG = "lesionlab.experiment"
-COPIED_TO_PARENT = ("evaluate", "detect")  # stages whose metrics sort the table of experiments
+COPIED_TO_PARENT = ("evaluate", "detect", "summarise")  # stages whose metrics sort the table of experiments
 
 ANSWER_SECONDS = 15  # from the first contact with the server or database to the end
 TOTAL_SECONDS = 90  # with the import of MLflow and the making of a new database, on a busy machine
@@ -59,7 +59,7 @@ def log_stage(
     tags: Mapping[str, str] | None = None,
     seconds: float,
 ) -> None:
-    """Record a finished stage as a child run; the metrics of `evaluate` and `detect` go to the parent as well.
+    """Record a finished stage as a child run; the metrics of COPIED_TO_PARENT go to the parent as well.
 
     params: any nesting, recorded as `section.key`; the parent gets the whole params.yaml when it is made.
     history: one row an epoch, column `epoch` is the step and every other numeric column a metric; None without epochs.

@@ -1,0 +1,1 @@
+"""What a study makes of its cells: one table, one picture."""

@@ -1,0 +1,60 @@
+"""What a model said of validation and test crops, as a CSV that a study's summary reads."""
+
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+
+from lesionlab.evaluation.metrics import Scores, classification_metrics
+from lesionlab.files import read_table, write_table
+from lesionlab.training.threshold import choose_threshold
+
+COLUMNS = ("id", "subset", "group", "label")
+PREFIX = "probability_"  # of the columns after those: probability_<class>
+SUBSETS = ("val", "test")
+
+
+@dataclass(frozen=True)
+class Predictions:
+    """What one model said. ids: of the test crops, to pair models. With two classes the threshold is validation's."""
+
+    val: Scores
+    test: Scores
+    ids: np.ndarray
+    classes: list[str]
+
+
+def write_predictions(path: Path, index: pd.DataFrame, probabilities: np.ndarray, classes: list[str]) -> None:
+    """Write a row a crop. index: crops with COLUMNS. probabilities: (n, classes), in the order of `classes`."""
+    columns = [f"{PREFIX}{name}" for name in classes]
+    table = pd.DataFrame(probabilities, columns=columns, index=index.index)
+    write_table(path, pd.concat([index[list(COLUMNS)], table], axis=1))
+
+
+def read_predictions(path: Path) -> Predictions:
+    """Read what `write_predictions` wrote. Raises InputError when it is missing or lacks a column."""
+    table = read_table(path, COLUMNS, text=("subset", "group", "label"))
+    classes = [name.removeprefix(PREFIX) for name in table if name.startswith(PREFIX)]
+    labels = table["label"].map({name: number for number, name in enumerate(classes)}).to_numpy()
+    probabilities = table[[f"{PREFIX}{name}" for name in classes]].to_numpy()
+    return predictions_of(table, labels, probabilities, classes)
+
+
+def predictions_of(
+    table: pd.DataFrame, labels: np.ndarray, probabilities: np.ndarray, classes: list[str]
+) -> Predictions:
+    """Split into validation and test, with the threshold that validation gives. table: id, subset, group."""
+    subset, groups = table["subset"].to_numpy(), table["group"].to_numpy()
+    val, test = (subset == name for name in SUBSETS)
+    threshold = choose_threshold(labels[val], probabilities[val, 1]) if len(classes) == 2 else None
+    parts = [Scores(labels[rows], probabilities[rows], groups[rows], threshold) for rows in (val, test)]
+    return Predictions(*parts, table["id"].to_numpy()[test], classes)
+
+
+def point_metrics(scores: Scores) -> dict[str, float]:
+    """Each metric of `classification_metrics`, without interval."""
+    return {
+        name: float(value[0])
+        for name, value in classification_metrics(scores, np.ones((1, len(scores.labels)))).items()
+    }

@@ -1,0 +1,65 @@
+"""Tables and pictures that studies share."""
+
+from dataclasses import dataclass
+from pathlib import Path
+
+import matplotlib.pyplot as plt
+import pandas as pd
+
+from lesionlab.files import read_json, whole_file, write_table
+from lesionlab.pictures import save_figure
+
+
+@dataclass(frozen=True)
+class Paths:
+    """The folders that a summary reads (metrics and predictions of the cells) and the files that it writes."""
+
+    metrics: Path
+    predictions: Path
+    table: Path
+    markdown: Path
+    figure: Path
+
+
+@dataclass(frozen=True)
+class Summary:
+    """What a study found. table: numbers. shown: the same for readers, texts. notes: sentences below the table."""
+
+    title: str
+    table: pd.DataFrame
+    shown: pd.DataFrame
+    notes: list[str]
+    figure: plt.Figure
+    headline: dict[str, float]
+
+
+def write_summary(paths: Paths, summary: Summary) -> str:
+    """Write table, Markdown and picture; returns the Markdown."""
+    lines = [f"# {summary.title}", "", *markdown_table(summary.shown), "", *summary.notes]
+    text = "\n".join(lines) + "\n"
+    write_table(paths.table, summary.table)
+    with whole_file(paths.markdown) as temporary:
+        temporary.write_text(text)
+    save_figure(summary.figure, paths.figure)
+    return text
+
+
+def markdown_table(table: pd.DataFrame) -> list[str]:
+    """Lines of a Markdown table."""
+    rows = [list(table.columns), ["---"] * table.shape[1], *table.astype(str).to_numpy().tolist()]
+    return [f"| {' | '.join(row)} |" for row in rows]
+
+
+def mean_sd(values: pd.Series) -> str:
+    """`0.948 ± 0.011`: mean and standard deviation (n - 1) of folds; one fold has no deviation."""
+    return f"{values.mean():.3f}" + (f" ± {values.std():.3f}" if len(values) > 1 else "")
+
+
+def provenance(metrics: list[Path]) -> str:
+    """Protocol, whether groups are kept apart in all cells, labels and seed, as the cells' metrics say."""
+    cells = [read_json(path) for path in metrics]
+    disjoint = "group-disjoint" if all(cell["group_disjoint"] for cell in cells) else "not group-disjoint"
+    protocols = " and ".join(sorted({cell["protocol"] for cell in cells}))
+    seeds = ", ".join(map(str, sorted({cell["seed"] for cell in cells})))
+    shuffled = ", labels shuffled" if any(cell["labels"] == "shuffled" for cell in cells) else ""
+    return f"protocol {protocols} ({disjoint}){shuffled}, seed {seeds}"
