@@ -1,5 +1,6 @@
 """Crops: margins, lesions, windows around and beside them, and the array and table that they become."""
 
+from concurrent.futures import Future
 from pathlib import Path
 
 import numpy as np
@@ -12,6 +13,7 @@ from tiny import ROOT, small_params
 from lesionlab.data.cards import read_card
 from lesionlab.data.crops import (
     HIGHLIGHT_LEVEL,
+    IN_FLIGHT,
     MARGIN_LEVEL,
     SMALLEST_WINDOW,
     background_windows,
@@ -26,7 +28,7 @@ from lesionlab.data.crops import (
     lesion_boxes,
     lesion_windows,
 )
-from lesionlab.data.readers import Frame, read_frames
+from lesionlab.data.readers import BrokenImageError, Frame, read_frames
 from lesionlab.files import read_images, read_index
 from lesionlab.params import CropParams, Params
 
@@ -312,6 +314,56 @@ def test_the_draw_depends_on_seed_and_name_only(drawn_phantom, tiny_card):
     assert all(other[name][0] != all_of_them[name][0] for name in other)
     renamed = Frame("elsewhere", *[getattr(frames[0], key) for key in ("image", "mask", "label", "group", "official")])
     assert crops_of([renamed], 42, 1)["elsewhere"][1] != all_of_them[frames[0].name][1]
+
+
+@pytest.mark.parametrize("workers", [2, 3])
+def test_processes_give_what_one_loop_gives(drawn_phantom, tiny_card, tmp_path, monkeypatch, workers):
+    """Same crops in the same order, and a broken frame's error in its place."""
+    frames = read_frames(tiny_card, drawn_phantom)[:18]
+    broken = tmp_path / "broken.png"
+    broken.write_bytes(b"\x89PNG")
+    frames.insert(11, Frame("broken", broken, frames[0].mask, None, "", ""))
+    one = list(crop_frames(frames, BOTH, PARAMS, 32, 42, 1))
+    monkeypatch.setattr("lesionlab.data.crops.FEWEST_FOR_PROCESSES", 1)
+    monkeypatch.setattr("lesionlab.data.crops.PART", 2)
+    several = list(crop_frames(frames, BOTH, PARAMS, 32, 42, workers))
+    assert [frame for frame, _ in several] == [frame for frame, _ in one] == frames
+    for number, ((_, expected), (_, result)) in enumerate(zip(one, several, strict=True)):
+        if number == 11:
+            assert isinstance(result, BrokenImageError)
+            assert str(result) == str(expected)
+        else:
+            assert result.rows == expected.rows
+            assert np.array_equal(result.images, expected.images)
+
+
+def test_only_a_few_parts_are_computed_ahead(drawn_phantom, tiny_card, monkeypatch):
+    frames = read_frames(tiny_card, drawn_phantom)[:1] * 40
+    submitted = []
+
+    class Inline:
+        """An executor that counts what it is given and does it at once."""
+
+        def __init__(self, *_, **__): ...
+        def __enter__(self):
+            return self
+
+        def __exit__(self, *_): ...
+        def shutdown(self, **_): ...
+        def submit(self, call, part):
+            submitted.append(len(part))
+            future = Future()
+            future.set_result(call(part))
+            return future
+
+    monkeypatch.setattr("lesionlab.data.crops.FEWEST_FOR_PROCESSES", 1)
+    monkeypatch.setattr("lesionlab.data.crops.PART", 2)
+    monkeypatch.setattr("lesionlab.data.crops.ProcessPoolExecutor", Inline)
+    results = crop_frames(frames, BOTH, PARAMS, 32, 42, 2)
+    for taken in range(1, 41):
+        next(results)
+        assert sum(submitted) - taken <= 2 * 2 * IN_FLIGHT
+    assert sum(submitted) == 40
 
 
 # The whole

@@ -50,6 +50,12 @@ def test_near_duplicates_are_those_of_a_comparison_of_all(hashes, bits):
     assert near_duplicates(hashes, bits).tolist() == brute_force(hashes, bits)
 
 
+def test_near_duplicates_in_more_rows_than_a_block_holds():
+    """All in one bucket of every band but the first, where they count up to 699."""
+    hashes = np.random.default_rng(1).permutation(700).astype("uint64")
+    assert near_duplicates(hashes, 1).tolist() == brute_force(hashes, 1)
+
+
 @given(st.integers(1, 12))
 def test_hashes_that_crowd_in_one_band_are_compared_too(bits):
     hashes = np.arange(64, dtype="uint64")  # alike in all but the lowest six bits

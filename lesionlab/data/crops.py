@@ -1,8 +1,12 @@
 """From frames to crops: margins off, windows around lesions and beside them, all of one size."""
 
+import os
+from collections import deque
 from collections.abc import Iterator
-from concurrent.futures import ThreadPoolExecutor
+from concurrent.futures import Future, ProcessPoolExecutor
 from dataclasses import dataclass
+from functools import partial
+from multiprocessing import get_context
 from pathlib import Path
 from typing import BinaryIO
 
@@ -13,11 +17,10 @@ from PIL import Image
 from scipy import ndimage
 
 from lesionlab.data.cards import Card, card_path
-from lesionlab.data.readers import BrokenImageError, Frame, read_frames, read_mask, read_rgb
+from lesionlab.data.readers import BrokenImageError, Frame, brightest, darkest, read_frames, read_mask, read_rgb
 from lesionlab.errors import InputError
 from lesionlab.files import INDEX_COLUMNS, read_images, whole_folder, write_table
 from lesionlab.params import CropParams
-from lesionlab.pictures import save_contact_sheet
 from lesionlab.progress import progress
 from lesionlab.seeds import generator
 
@@ -29,6 +32,10 @@ CANDIDATES = 400  # windows drawn to find the negatives of one frame
 SMALLEST_WINDOW = 16  # pixels
 SHEET_COLUMNS = 12
 SHEET_LINES = 10
+MOST_WORKERS = 8
+FEWEST_FOR_PROCESSES = 256  # frames; starting the processes takes as long as cropping about that many
+PART = 8  # frames handed to a process at once
+IN_FLIGHT = 3  # parts for each process
 
 
 @dataclass(frozen=True)
@@ -41,7 +48,7 @@ class FrameCrops:
 
 def content_box(image: np.ndarray) -> Box:
     """The part of an RGB image inside its black margins: (x, y, width, height) in pixels."""
-    bright = image.max(axis=2) > MARGIN_LEVEL
+    bright = brightest(image) > MARGIN_LEVEL
     rows = np.flatnonzero(bright.mean(axis=1) > MARGIN_SHARE)
     columns = np.flatnonzero(bright.mean(axis=0) > MARGIN_SHARE)
     if not len(rows) or not len(columns):
@@ -117,7 +124,7 @@ def background_windows(
     )
     windows = _windows_inside(centres, sides, content)
     covered = [_cover(lesions == i, windows) for i in range(1, len(boxes) + 1)]
-    allowed = _share(_cover(image.max(axis=2) <= MARGIN_LEVEL, windows), windows) <= params.max_black
+    allowed = _share(_cover(brightest(image) <= MARGIN_LEVEL, windows), windows) <= params.max_black
     if covered:
         allowed &= _share(np.sum(covered, axis=0), windows) <= params.max_overlap
         for i, inside in enumerate(covered, start=1):
@@ -142,7 +149,7 @@ def _hard_centres(
         direction /= np.abs(direction).max(axis=1, keepdims=True)
         reach = (box[:, 2:] + sides[:, None]) / 2 * rng.uniform(0.9, 1.2, (count, 1))
         beside = box[:, :2] + box[:, 2:] / 2 + direction * reach
-    rows, columns = np.nonzero(image.min(axis=2) > HIGHLIGHT_LEVEL)
+    rows, columns = np.nonzero(darkest(image) > HIGHLIGHT_LEVEL)
     on_highlight = beside
     if len(rows):
         pick = rng.integers(len(rows), size=count)
@@ -162,7 +169,9 @@ def _windows_inside(centres: np.ndarray, sides: np.ndarray, content: Box) -> np.
 
 def _cover(mask: np.ndarray, windows: np.ndarray) -> np.ndarray:
     """Number of True pixels of `mask` in each window, by an integral image."""
-    total = np.pad(mask.cumsum(0, dtype="int32").cumsum(1, dtype="int32"), ((1, 0), (1, 0)))
+    total = np.zeros((mask.shape[0] + 1, mask.shape[1] + 1), dtype="int32")
+    np.cumsum(mask, axis=0, out=total[1:, 1:])
+    np.cumsum(total, axis=1, out=total)
     x, y, width, height = windows.T
     return total[y + height, x + width] - total[y, x + width] - total[y + height, x] + total[y, x]
 
@@ -225,20 +234,43 @@ def crop_frame(frame: Frame, classes: list[str], params: CropParams, size: int, 
 
 
 def crop_frames(
-    frames: list[Frame], classes: list[str], params: CropParams, size: int, seed: int, workers: int = 2
+    frames: list[Frame], classes: list[str], params: CropParams, size: int, seed: int, workers: int | None = None
 ) -> Iterator[tuple[Frame, FrameCrops | InputError]]:
-    """Crops of each frame, in order, decoded in parallel; a frame that cannot be read yields its error."""
+    """Crops of each frame, in order; a frame that cannot be read yields its error.
 
-    def attempt(frame: Frame) -> FrameCrops | InputError:
+    workers: processes, None for one a processor core (at most MOST_WORKERS); what is yielded does not depend on it.
+    Processes, because half of a frame's time holds Python's lock. Few frames are not worth starting them. At most
+    IN_FLIGHT parts for each worker are computed ahead, so memory does not grow with the number of frames.
+    """
+    attempt = partial(_attempt, classes=classes, params=params, size=size, seed=seed)
+    workers = min(os.cpu_count() or 1, MOST_WORKERS) if workers is None else workers
+    if workers == 1 or len(frames) < FEWEST_FOR_PROCESSES:
+        yield from ((frame, attempt([frame])[0]) for frame in frames)
+        return
+    parts = deque(frames[start : start + PART] for start in range(0, len(frames), PART))
+    running: deque[tuple[list[Frame], Future]] = deque()
+    with ProcessPoolExecutor(workers, mp_context=get_context("spawn")) as pool:
         try:
-            return crop_frame(frame, classes, params, size, seed)
-        except InputError as error:
-            return error
+            while parts or running:
+                while parts and len(running) < IN_FLIGHT * workers:
+                    part = parts.popleft()
+                    running.append((part, pool.submit(attempt, part)))
+                part, future = running.popleft()
+                yield from zip(part, future.result(), strict=True)
+        finally:
+            pool.shutdown(wait=False, cancel_futures=True)  # an error ends the run at once
 
-    with ThreadPoolExecutor(workers) as pool:
-        for start in range(0, len(frames), 64):
-            chunk = frames[start : start + 64]
-            yield from zip(chunk, pool.map(attempt, chunk), strict=True)
+
+def _attempt(
+    frames: list[Frame], classes: list[str], params: CropParams, size: int, seed: int
+) -> list[FrameCrops | InputError]:
+    results: list[FrameCrops | InputError] = []
+    for frame in frames:
+        try:
+            results.append(crop_frame(frame, classes, params, size, seed))
+        except InputError as error:
+            results.append(error)
+    return results
 
 
 def crop_all(
@@ -297,6 +329,8 @@ def describe_crops(index: pd.DataFrame, skipped: list[str]) -> dict:
 
 def draw_sheet(path: Path, folder: Path, index: pd.DataFrame, classes: list[str], seed: int) -> None:
     """A contact sheet: some crops of each class, drawn at random."""
+    from lesionlab.pictures import save_contact_sheet  # the processes of `crop_frames` need no matplotlib
+
     images = read_images(folder)
     rng = generator(seed, "crop", "sheet")
     rows = []

@@ -16,6 +16,7 @@ from lesionlab.seeds import derive_seed, generator
 
 HASH_BITS = 64
 DROPPED = "none"  # the subset of crops that are in no subset
+PAIR_BLOCK = 256  # rows compared with all later ones at once
 
 
 def near_duplicates(hashes: np.ndarray, bits: int) -> np.ndarray:
@@ -37,11 +38,11 @@ def near_duplicates(hashes: np.ndarray, bits: int) -> np.ndarray:
 
 
 def _close_pairs(hashes: np.ndarray, rows: np.ndarray, bits: int) -> np.ndarray:
-    pairs = [np.zeros((0, 2), dtype="int64")]
-    for position, row in enumerate(rows[:-1]):
-        others = rows[position + 1 :]
-        close = others[np.bitwise_count(hashes[others] ^ hashes[row]) <= bits]
-        pairs.append(np.stack([np.full(len(close), row), close], axis=1))
+    pairs = []
+    for start in range(0, len(rows), PAIR_BLOCK):
+        differing = np.bitwise_count(hashes[rows[start : start + PAIR_BLOCK], None] ^ hashes[rows[start:]])
+        first, second = np.nonzero(np.triu(differing <= bits, k=1))
+        pairs.append(rows[start + np.stack([first, second], axis=1)])
     return np.concatenate(pairs)
 
 
