@@ -22,7 +22,8 @@ class Description(Section):
     """model.json.
 
     threshold: score of the positive (last) class from which a crop of a two-class problem is called positive,
-    chosen on validation crops. temperature divides the logits. weights_sha256: of model.weights.h5.
+    chosen on validation crops. temperature divides the logits before the softmax that gives scores, fitted on
+    validation crops. weights_sha256: of model.weights.h5.
     """
 
     architecture: Architecture

@@ -21,14 +21,14 @@ from lesionlab.files import (
     write_table,
 )
 from lesionlab.models.backbones import find_backbone
-from lesionlab.models.networks import Architecture, freeze, prefix_of
+from lesionlab.models.networks import Architecture, freeze, prefix_of, softmax
 from lesionlab.models.saved import Classifier, Description, save_classifier
 from lesionlab.params import FitParams, Params
 from lesionlab.training.backend import environment
 from lesionlab.training.fit import Fit, Task, fit
 from lesionlab.training.pictures import draw_history
 from lesionlab.training.prefix import Inputs, cache_folder
-from lesionlab.training.threshold import choose_threshold
+from lesionlab.training.threshold import choose_threshold, fit_temperature
 
 BYTES_A_GIB = 2**30
 
@@ -81,6 +81,7 @@ def run_training(
     copies = params.augment.copies if boundary else 0
     result = fit(suffix, inputs, task, settings, params.training, stage=stage, seed=params.seed, copies=copies)
     proof = read_json(paths.proof)
+    temperature, threshold = _operating_point(task, result)
     description = Description(
         architecture=architecture,
         stage=stage,
@@ -89,7 +90,8 @@ def run_training(
         seed=params.seed,
         unfrozen_blocks=None if architecture.backbone is None else unfrozen_blocks,
         blocks=_block_ends(architecture),
-        threshold=_threshold(task, result),
+        threshold=threshold,
+        temperature=temperature,
         environment=environment(params.training.threads),
     )
     save_classifier(paths.model, Classifier(description, network))
@@ -162,10 +164,14 @@ def describe_training(
     }
 
 
-def _threshold(task: Task, result: Fit) -> float | None:
+def _operating_point(task: Task, result: Fit) -> tuple[float, float | None]:
+    """Temperature, and the threshold on the probabilities that it gives; both from validation crops."""
+    labels = task.labels[task.val]
+    logits = np.log(np.maximum(result.val_probabilities, np.finfo("float64").tiny))
+    temperature = fit_temperature(labels, logits)
     if task.classes != 2:
-        return None
-    return choose_threshold(task.labels[task.val], result.val_probabilities[:, 1])
+        return temperature, None
+    return temperature, choose_threshold(labels, softmax(logits, temperature)[:, 1])
 
 
 def _block_ends(architecture: Architecture) -> list[str]:
