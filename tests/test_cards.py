@@ -6,7 +6,18 @@ import re
 import pytest
 from tiny import CARD, ROOT, changed, write_card, write_yaml_file
 
-from lesionlab.data.cards import Card, ClassFolders, GroupRule, MaskPairs, Recommended, Source, Table, read_card
+from lesionlab.data.cards import (
+    Card,
+    ChengMat,
+    ClassFolders,
+    GroupRule,
+    MaskPairs,
+    Npz,
+    Recommended,
+    Source,
+    Table,
+    read_card,
+)
 from lesionlab.errors import InputError
 
 TEMPLATE = ROOT / "docs" / "card-template.yaml"
@@ -37,6 +48,8 @@ def test_every_card_of_the_repository_is_accepted(dataset, monkeypatch):
 
 def test_the_cards_that_the_readme_promises_are_there():
     assert {"phantom", "kvasir-seg", "cvc-clinicdb"} <= set(CARDS)
+    assert {"brain-tumor-cheng", "brain-tumor-cheng-windows", "chest-ct", "chest-xray"} <= set(CARDS)
+    assert {"lc25000", "pneumoniamnist"} <= set(CARDS)
 
 
 def test_cvc_clinicdb_has_29_sequences_of_612_frames_without_gap_or_overlap(monkeypatch):
@@ -64,8 +77,9 @@ def test_only_the_rule_none_gives_up_on_group_disjoint_splits(groups, disjoint):
         ({"sources": [{"file": "a", "url": "http://x/a", "sha265": "b"}]}, "unknown key 'sources.0.sha265'; did you"),
         ({"recommended.backbon": "x"}, "unknown key 'recommended.backbon'; did you mean 'backbone'?"),
         ({"groups": "patients"}, "groups: Input should be 'none' or 'near-duplicates' (is: 'patients')"),
-        ({"groups": {}}, "groups: takes exactly one of column, pattern, ranges, or is the word"),
+        ({"groups": {}}, "groups: takes exactly one of column, pattern, ranges, runs, or is the word"),
         ({"groups": {"column": "a", "pattern": "b"}}, "groups: takes exactly one of column, pattern, ranges"),
+        ({"groups": {"column": "a", "file": "b.csv"}}, "groups: file (a CSV), key (its column of image names) and"),
         ({"groups": {"pattern": "("}}, "groups: pattern '(' is not a regular expression: missing )"),
         ({"groups": {"ranges": [[1, 2]]}}, "key 'groups.ranges.0.2' is missing"),
         ({"layout": {"kind": "masks"}}, "layout: Input tag 'masks' found using 'kind' does not match any of"),
@@ -81,7 +95,24 @@ def test_only_the_rule_none_gives_up_on_group_disjoint_splits(groups, disjoint):
             {"layout": {"kind": "class-folders"}},
             "groups.column needs the layout table, but layout.kind is class-folders",
         ),
-        ({"layout": {"kind": "table", "file": "x", "image": "y"}}, "layout: takes exactly one of label"),
+        ({"layout": {"kind": "table", "file": "x", "image": "y"}}, "layout: takes label (a class an image), mask"),
+        (
+            {"layout": {"kind": "table", "file": "x", "image": "y", "mask": "m", "subset": "s", "fold": "f"}},
+            "layout: takes subset (train, val, test) or fold (numbers), not both",
+        ),
+        (
+            {"layout": {"kind": "class-folders", "folders": {"a": "background", "A": "polyp"}}, "groups": "none"},
+            "layout: 'a' and a folder that differs from it in capitals alone mean two things",
+        ),
+        (
+            {"copies": [{"layout": {"kind": "class-folders"}, "groups": "none"}]},
+            "copies: give labels where layout does",
+        ),
+        ({"detect": "none"}, "detect: 'none' does not fit the layout; it takes windows"),
+        (
+            {"layout": {"kind": "class-folders"}, "groups": "none", "detect": "windows"},
+            "detect: 'windows' does not fit the layout; it takes none or tiles",
+        ),
         ({"classes": ["a", "b", "c"]}, "classes: ['a', 'b', 'c'] must be two with masks"),
         ({"classes": ["a", "a"]}, "classes: ['a', 'a'] names one twice"),
         ({"classes": ["a"]}, "classes: List should have at least 2 items"),
@@ -146,7 +177,8 @@ def test_every_layout_of_the_template_is_accepted(folder):
     layouts = [
         read_text(folder, replaced(TEMPLATE.read_text(), "layout", block)).layout for block in commented("layout")
     ]
-    assert [type(layout) for layout in layouts] == [ClassFolders, Table]
+    assert [type(layout) for layout in layouts] == [ClassFolders, Table, Npz, ChengMat]
+    assert layouts[0].ignore == ("unsorted",)
     assert layouts[0].folders["polyps (2020)"] == "polyp"
     assert layouts[0].subsets == {"train": "train", "validation": "val", "test": "test"}
     assert (layouts[1].label, layouts[1].mask, layouts[1].subset) == ("diagnosis", None, "split")
@@ -157,14 +189,24 @@ def test_every_group_rule_of_the_template_is_accepted(folder):
     rules = []
     for block in commented("groups"):
         text = replaced(TEMPLATE.read_text(), "groups", block)
-        rules.append(read_text(folder, replaced(text, "layout", table) if "column" in block else text).groups)
+        of_table = "runs" in block or ("column" in block and "file" not in block)
+        rules.append(read_text(folder, replaced(text, "layout", table) if of_table else text).groups)
     assert rules[0].column == "patient"
-    assert rules[1].ranges == [(1, 25, "first sequence"), (26, 50, "second sequence")]
-    assert rules[2] == "near-duplicates"
+    assert (rules[1].file, rules[1].key, rules[1].column) == ("patients.csv", "stem", "patient")
+    assert rules[2].ranges == [(1, 25, "first sequence"), (26, 50, "second sequence")]
+    assert rules[3].runs == ["diagnosis", "fold"]
+    assert rules[4] == "near-duplicates"
+
+
+def test_the_copies_of_the_template_are_accepted(folder):
+    text = replaced(TEMPLATE.read_text(), "layout", commented("layout")[0])
+    card = read_text(folder, text + commented("copies")[0])
+    assert [reading.layout.kind for reading in card.readings] == ["class-folders", "table"]
+    assert card.readings[1].groups.column == "patient"
 
 
 def test_the_template_explains_every_key():
     text = TEMPLATE.read_text()
     explained = set(re.findall(r"\b([a-z_0-9]+):", text))
-    for model in (Card, Source, MaskPairs, ClassFolders, Table, GroupRule, Recommended):
+    for model in (Card, Source, MaskPairs, ClassFolders, Table, ChengMat, Npz, GroupRule, Recommended):
         assert not set(model.model_fields) - explained

@@ -320,13 +320,23 @@ def test_class_folders_with_awkward_names(tmp_path):
     for name in names:
         add_image(tmp_path / name)
     add_image(tmp_path / "other" / "e.png")
+    add_image(tmp_path / "__MACOSX" / "lung [scc]" / "a b.png")
+    add_image(tmp_path / "lung [scc]" / "._a b.png")
     add_image(tmp_path / "lung [scc]" / ".hidden.png")
     add_image(tmp_path / "lung [scc]" / ".ipynb_checkpoints" / "a b-checkpoint.png")
     (tmp_path / "lung [scc]" / "folder.png").mkdir()
-    card = make_card({"kind": "class-folders"}, classes=("lung [scc]", "st. 1 (early)"))
+    layout = {"kind": "class-folders", "ignore": ["Other"]}
+    card = make_card(layout, classes=("lung [scc]", "st. 1 (early)"))
     frames = read_frames(card, tmp_path)
     assert {frame.name: frame.label for frame in frames} == names
     assert {frame.mask for frame in frames} == {None}
+
+
+X_RAYS = {
+    "kind": "class-folders",
+    "folders": {"NORMAL": "healthy", "bacteria": "ill", "virus": "ill"},
+    "subsets": {"train": "train", "valid": "val", "test": "test"},
+}
 
 
 def test_folders_may_be_called_otherwise_and_subsets_are_the_published_split(tmp_path):
@@ -334,17 +344,59 @@ def test_folders_may_be_called_otherwise_and_subsets_are_the_published_split(tmp
         "chest_xray/train/NORMAL/1.jpeg": ("healthy", "train"),
         "chest_xray/valid/bacteria/2.jpeg": ("ill", "val"),
         "chest_xray/test/virus/3.jpeg": ("ill", "test"),
-        "chest_xray/extra/virus/4.jpeg": ("ill", ""),
     }
     for name in names:
         add_image(tmp_path / name)
-    layout = {
-        "kind": "class-folders",
-        "folders": {"NORMAL": "healthy", "bacteria": "ill", "virus": "ill"},
-        "subsets": {"train": "train", "valid": "val", "test": "test"},
-    }
-    frames = read_frames(make_card(layout, "none", ("healthy", "ill")), tmp_path)
+    card = make_card(X_RAYS, "none", ("healthy", "ill"))
+    frames = read_frames(card, tmp_path)
     assert {frame.name: (frame.label, frame.official) for frame in frames} == names
+    stray = add_image(tmp_path / "chest_xray/extra/virus/4.jpeg")
+    expected = f"{stray}: lies in none of the folders train, valid, test of the published split, as others do; name"
+    assert refusal(card, tmp_path).startswith(expected)
+
+
+def test_without_any_of_the_subset_folders_there_is_no_published_split(tmp_path):
+    for name in ("NORMAL/1.jpeg", "extra/virus/2.jpeg"):
+        add_image(tmp_path / name)
+    frames = read_frames(make_card(X_RAYS, "none", ("healthy", "ill")), tmp_path)
+    assert [(frame.label, frame.official) for frame in frames] == [("healthy", ""), ("ill", "")]
+
+
+def test_images_of_a_folder_that_the_card_does_not_name_are_an_error(tmp_path):
+    for name in ("NORMAL/1.jpeg", "virus/2.jpeg", "Fungus/3.jpeg", "Fungus/4.jpeg", "5.jpeg"):
+        add_image(tmp_path / name)
+    refused = refusal(make_card(X_RAYS, "none", ("healthy", "ill")), tmp_path)
+    assert refused.startswith(f"{tmp_path}: its images (3 here and in other such folders) have no class in datasets/")
+    (tmp_path / "5.jpeg").unlink()
+    refused = refusal(make_card(X_RAYS, "none", ("healthy", "ill")), tmp_path)
+    assert refused.startswith(f"{tmp_path}/Fungus: its images (2 here")
+    assert refused.endswith("name the folder in layout.folders, or in layout.ignore to leave it out")
+    frames = read_frames(make_card(X_RAYS | {"ignore": ["fungus"]}, "none", ("healthy", "ill")), tmp_path)
+    assert [frame.name for frame in frames] == ["NORMAL/1.jpeg", "virus/2.jpeg"]
+
+
+@pytest.mark.parametrize("second", ["chest_xray/chest_xray", "chest_xray", "copy [2] of all"])
+def test_a_second_copy_of_a_release_is_read_once(tmp_path, second):
+    """Only what is the same byte for byte: equal names in two folders of patients are two images."""
+    for number, name in enumerate(("train/NORMAL/1.jpeg", "train/virus/1.jpeg", "test/virus/1.jpeg")):
+        for top in ("", second):
+            add_image(tmp_path / top / name, np.full((8, 10, 3), 20 * number, "uint8"))
+    add_image(tmp_path / second / "test" / "virus" / "9.jpeg")
+    add_image(tmp_path / "other" / "train" / "NORMAL" / "1.jpeg", np.full((8, 10, 3), 200, "uint8"))
+    frames = read_frames(make_card(X_RAYS, "none", ("healthy", "ill")), tmp_path)
+    assert len(frames) == 5
+    assert sorted(read_rgb(frame.image)[0, 0, 0].item() for frame in frames) == [0, 20, 40, 90, 200]
+
+
+def test_capitals_of_folders_do_not_matter(tmp_path):
+    for name in ("Train/normal/1.JPG", "TEST/Bacteria/2.Png", "VALID/VIRUS/3.jpeg"):
+        add_image(tmp_path / name)
+    frames = read_frames(make_card(X_RAYS, "none", ("healthy", "ill")), tmp_path)
+    assert [(frame.label, frame.official) for frame in frames] == [
+        ("ill", "test"),
+        ("healthy", "train"),
+        ("ill", "val"),
+    ]
 
 
 def test_a_class_without_an_image_is_an_error(tmp_path):
@@ -448,6 +500,68 @@ def test_a_table_of_links_into_a_cache_keeps_its_names(tmp_path):
     (raw / "a.png").symlink_to(cached)
     frames = read_frames(make_card(TABLE, {"column": "patient"}, ("0", "1")), raw)
     assert [frame.name for frame in frames] == ["a.png", "b/1 x.png", "b/2.png"]
+
+
+def test_a_table_of_labels_and_masks_keeps_both(tmp_path):
+    rows = [
+        {"path": "1.png", "mask": "m/1.png", "diagnosis": "1", "part": "3", "patient": "a"},
+        {"path": "2.png", "mask": "", "diagnosis": "0", "part": "", "patient": "b"},
+    ]
+    add_table(tmp_path, rows)
+    layout = TABLE | {"mask": "mask", "subset": None, "fold": "part"}
+    card = make_card(layout, {"column": "patient"}, ("0", "1"))
+    frames = read_frames(card, tmp_path)
+    assert [(f.label, f.mask, f.official) for f in frames] == [("1", tmp_path / "m/1.png", "3"), ("0", None, "")]
+    assert (card.whole_images, card.detection) == (True, "none")
+    add_table(tmp_path, [rows[0] | {"part": "3.0"}])
+    refused = refusal(card, tmp_path)
+    assert refused.startswith(f"{tmp_path}/index.csv: fold '3.0' of 1.png in column 'part' is no number")
+
+
+def test_rows_that_follow_each_other_and_agree_are_a_run(tmp_path):
+    kinds = [("0", "1"), ("0", "1"), ("0", "2"), ("1", "2"), ("1", "2"), ("0", "1")]
+    rows = [{"path": f"{n}.png", "diagnosis": d, "fold": f} for n, (d, f) in enumerate(kinds)]
+    add_table(tmp_path, rows)
+    layout = {"kind": "table", "file": "index.csv", "image": "path", "label": "diagnosis"}
+    frames = read_frames(make_card(layout, {"runs": ["diagnosis", "fold"]}, ("0", "1")), tmp_path)
+    assert [frame.group for frame in frames] == ["1", "1", "2", "3", "3", "4"]
+
+
+def test_groups_of_another_table_are_joined_by_name(tmp_path):
+    names = ("deep/a/1.jpeg", "b/2 x.png")
+    for name in names:
+        add_image(tmp_path / name)
+    (tmp_path / "deep" / "tiles.csv").write_text("stem,tile\n1,NA\n2 x,07\n3,08\n")
+    card = make_card({"kind": "class-folders"}, {"column": "tile", "file": "tiles.csv", "key": "stem"}, ("a", "b"))
+    assert {frame.name: frame.group for frame in read_frames(card, tmp_path)} == {names[0]: "NA", names[1]: "07"}
+    add_image(tmp_path / "b" / "4.png")
+    expected = f"{tmp_path}/deep/tiles.csv: column 'stem' has no row for b/4.png; add one, or take it out"
+    assert refusal(card, tmp_path) == expected
+
+
+# Copies that lie otherwise
+
+
+def test_the_first_layout_that_fits_is_read_and_an_error_lists_all(tmp_path):
+    copies = [
+        {"layout": {"kind": "table", "file": "a.csv", "image": "path", "label": "label"}, "groups": {"column": "case"}},
+        {"layout": {"kind": "class-folders"}, "groups": "none"},
+    ]
+    by_table = {"column": "case", "file": "cases.csv", "key": "stem"}
+    content = {"layout": {"kind": "class-folders"}, "groups": by_table, "classes": ["ill", "well"], "copies": copies}
+    card = Card.model_validate(CARD | content)
+    refused = refusal(card, tmp_path)
+    assert refused.startswith(f"{tmp_path}: lies as none of the layouts of datasets/tiny-phantom.yaml: {tmp_path}: no ")
+    assert refused.count("; or ") == 2
+    for part in ("no cases.csv, which groups.file", "no a.csv, which layout.file", "in folders called ill, well"):
+        assert part in refused
+    for name in ("ill/1.png", "well/2.png"):
+        add_image(tmp_path / name)
+    assert [frame.group for frame in read_frames(card, tmp_path)] == ["", ""]
+    (tmp_path / "a.csv").write_text("path,label,case\nill/1.png,ill,A\nwell/2.png,well,B\n")
+    assert [frame.group for frame in read_frames(card, tmp_path)] == ["A", "B"]
+    (tmp_path / "cases.csv").write_text("stem,case\n1,7\n2,8\n")
+    assert [frame.group for frame in read_frames(card, tmp_path)] == ["7", "8"]
 
 
 # The phantom and real data

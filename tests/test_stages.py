@@ -350,14 +350,20 @@ def test_three_classes_without_masks_go_through_evaluate(three_classes):
 
 
 @pytest.mark.slow
-def test_three_classes_without_masks_go_through_detect(three_classes):
-    """Maps and counts alone: whole images have no lesion masks to be held against."""
+def test_detection_says_that_it_does_not_apply_to_classes_of_whole_images(three_classes):
     detect()
-    metrics, boxes = read_json(Path("metrics/detect.json")), pd.read_csv("data/detections.csv")
-    assert metrics["group_disjoint"] is False
-    assert "froc" not in metrics
-    assert boxes["score"].between(0, 1).all()
-    assert metrics["boxes"] == (boxes["score"] >= metrics["threshold"]).sum()
+    metrics = read_json(Path("metrics/detect.json"))
+    assert metrics == {
+        "applicable": False,
+        "reason": "three has one class a whole image: windows within an image have none",
+        "protocol": "group",
+        "group_disjoint": False,
+        "seed": 42,
+    }
+    boxes = pd.read_csv("data/detections.csv")
+    assert list(boxes) == ["frame", "x", "y", "width", "height", "score", "lesion"]
+    assert len(boxes) == len(pd.read_csv("plots/froc.csv")) == 0
+    assert list(Path("pictures/detections").iterdir()) == []
 
 
 @pytest.mark.slow

@@ -34,17 +34,31 @@ class MaskPairs(Section):
 
 
 class ClassFolders(Section):
-    """`<subset>/<class folder>/<image>`; `folders` names the class of each folder, `subsets` that of each subset."""
+    """`<subset>/<class folder>/<image>`; `folders` names the class of each folder, `subsets` that of each subset.
+
+    Capitals do not matter in either. Folders in `ignore` are not read; images in any other folder are an error.
+    """
 
     kind: Literal["class-folders"]
     folders: dict[str, str] | None = None
     subsets: dict[str, Subset] | None = None
+    ignore: tuple[str, ...] = ()
+
+    @model_validator(mode="after")
+    def _folders_differ_by_more_than_capitals(self) -> "ClassFolders":
+        for part in (self.folders, self.subsets):
+            meaning: dict[str, str] = {}
+            for name, given in (part or {}).items():
+                if meaning.setdefault(name.casefold(), given) != given:
+                    raise ValueError(f"'{name}' and a folder that differs from it in capitals alone mean two things")
+        return self
 
 
 class Table(Section):
     """A CSV with a row an image; the keys name its columns, paths are relative to the CSV.
 
-    Images have a label each or a mask each. The column `subset` holds train, val, test or nothing.
+    Images have a label, or a mask from which lesions are cut out, or both: then the whole image is of the class, and
+    the mask says where it is to be seen. The column `subset` holds train, val, test or nothing; `fold` a number.
     """
 
     kind: Literal["table"]
@@ -53,12 +67,34 @@ class Table(Section):
     label: str | None = None
     mask: str | None = None
     subset: str | None = None
+    fold: str | None = None
 
     @model_validator(mode="after")
-    def _label_or_mask(self) -> "Table":
-        if (self.label is None) == (self.mask is None):
-            raise ValueError("takes exactly one of label (a class an image) and mask (lesions are cut out)")
+    def _columns_fit(self) -> "Table":
+        if self.label is None and self.mask is None:
+            raise ValueError("takes label (a class an image), mask (lesions are cut out) or both")
+        if self.subset is not None and self.fold is not None:
+            raise ValueError("takes subset (train, val, test) or fold (numbers), not both")
         return self
+
+
+class ChengMat(Section):
+    """The MATLAB files of the figshare brain tumours; the download makes PNG files and frames.csv of them.
+
+    labels: the class of a slice is that of its tumour; false: windows with and without tumour are cut from slices.
+    """
+
+    kind: Literal["cheng-mat"]
+    labels: bool = True
+
+
+class Npz(Section):
+    """A MedMNIST file: arrays <subset>_images, <subset>_labels; the download makes PNG files and frames.csv of it.
+
+    Label k is the card's class k, counted from 0.
+    """
+
+    kind: Literal["npz"]
 
 
 class PhantomLayout(Section):
@@ -73,17 +109,28 @@ class PhantomLayout(Section):
 
 
 class GroupRule(Section):
-    """Who must stay together: a column of the table, a pattern on the image's path, or ranges of frame numbers."""
+    """Who must stay together: a column of a table, a pattern on the image's path, ranges of frame numbers, or runs.
+
+    column: of the layout's table; or of the CSV `file`, whose column `key` holds the images' names without suffix.
+    runs: rows of the layout's table that follow each other and have the same values in these columns.
+    """
 
     column: str | None = None
+    file: str | None = None
+    key: str | None = None
     pattern: str | None = None
     ranges: list[tuple[int, int, str | int]] | None = None
+    runs: Annotated[list[str], Field(min_length=1)] | None = None
 
     @model_validator(mode="after")
     def _one_rule(self) -> "GroupRule":
-        given = [name for name in ("column", "pattern", "ranges") if getattr(self, name) is not None]
+        given = [name for name in ("column", "pattern", "ranges", "runs") if getattr(self, name) is not None]
         if len(given) != 1:
-            raise ValueError("takes exactly one of column, pattern, ranges, or is the word none or near-duplicates")
+            raise ValueError(
+                "takes exactly one of column, pattern, ranges, runs, or is the word none or near-duplicates"
+            )
+        if (self.file is None) != (self.key is None) or (self.file is not None and self.column is None):
+            raise ValueError("file (a CSV), key (its column of image names) and column belong together")
         if self.pattern is not None:
             try:
                 re.compile(self.pattern)
@@ -97,6 +144,29 @@ Groups = Annotated[
     Annotated[GroupRule, Tag("GroupRule")] | Annotated[Literal["none", "near-duplicates"], Tag("word")],
     Discriminator(lambda given: "GroupRule" if isinstance(given, dict | GroupRule) else "word"),
 ]
+
+
+Layout = Annotated[
+    MaskPairs | ClassFolders | Table | ChengMat | Npz | PhantomLayout,
+    Field(discriminator="kind"),
+]
+
+
+class Reading(Section):
+    """One way that the files of a data set lie, and who must stay together when they lie so."""
+
+    layout: Layout
+    groups: Groups
+
+    @property
+    def whole_images(self) -> bool:
+        """Whether the class is that of the whole image, rather than of windows that a mask decides."""
+        layout = self.layout
+        if isinstance(layout, Table):
+            return layout.label is not None
+        if isinstance(layout, ChengMat):
+            return layout.labels
+        return isinstance(layout, ClassFolders | Npz)
 
 
 class Recommended(Section):
@@ -118,26 +188,55 @@ class Card(Section):
     notes: tuple[str, ...] = ()
     sources: tuple[Source, ...] = ()
     obtain: str | None = None
-    layout: Annotated[MaskPairs | ClassFolders | Table | PhantomLayout, Field(discriminator="kind")]
+    layout: Layout
     classes: Annotated[list[str], Field(min_length=2)]
     groups: Groups
+    copies: tuple[Reading, ...] = ()
+    detect: Literal["windows", "tiles", "none"] | None = None
     recommended: Recommended
 
     @model_validator(mode="after")
     def _parts_fit_each_other(self) -> "Card":
-        layout = self.layout
         if len(set(self.classes)) < len(self.classes):
             raise ValueError(f"classes: {self.classes} names one twice")
-        if isinstance(layout, ClassFolders):
-            for folder, label in (layout.folders or {}).items():
-                if label not in self.classes:
-                    raise ValueError(f"layout.folders: '{folder}' is of class '{label}', not in classes {self.classes}")
-        elif not (isinstance(layout, Table) and layout.label) and len(self.classes) != 2:
-            raise ValueError(f"classes: {self.classes} must be two with masks: without lesion first, with lesion last")
-        column = isinstance(self.groups, GroupRule) and self.groups.column is not None
-        if column and not isinstance(layout, Table | PhantomLayout):
-            raise ValueError(f"groups.column needs the layout table, but layout.kind is {layout.kind}")
+        for reading in self.readings:
+            layout, groups = reading.layout, reading.groups
+            if isinstance(layout, ClassFolders):
+                for folder, label in (layout.folders or {}).items():
+                    if label not in self.classes:
+                        raise ValueError(
+                            f"layout.folders: '{folder}' is of class '{label}', not in classes {self.classes}"
+                        )
+            if not reading.whole_images and len(self.classes) != 2:
+                raise ValueError(
+                    f"classes: {self.classes} must be two with masks: without lesion first, with lesion last"
+                )
+            if reading.whole_images != self.whole_images:
+                raise ValueError("copies: give labels where layout does, or cut windows where layout does")
+            if isinstance(groups, GroupRule):
+                name = "column" if groups.column is not None and groups.file is None else "runs"
+                columns = getattr(groups, name)
+                if columns is not None and not isinstance(layout, Table | ChengMat | Npz | PhantomLayout):
+                    raise ValueError(f"groups.{name} needs the layout table, but layout.kind is {layout.kind}")
+        if self.detect is not None and (self.detect == "windows") == self.whole_images:
+            wanted = "none or tiles" if self.whole_images else "windows"
+            raise ValueError(f"detect: '{self.detect}' does not fit the layout; it takes {wanted}")
         return self
+
+    @property
+    def readings(self) -> tuple[Reading, ...]:
+        """The release's layout, then those of copies that circulate: the first that fits a folder is read."""
+        return (Reading(layout=self.layout, groups=self.groups), *self.copies)
+
+    @property
+    def whole_images(self) -> bool:
+        """Whether the class is that of the whole image, rather than of windows that a mask decides."""
+        return self.readings[0].whole_images
+
+    @property
+    def detection(self) -> Literal["windows", "tiles", "none"]:
+        """Whether windows are slid over its frames, over larger pictures of the same kind (tiles), or never."""
+        return self.detect or ("none" if self.whole_images else "windows")
 
     @property
     def group_disjoint(self) -> bool:

@@ -207,7 +207,7 @@ def crop_frame(frame: Frame, classes: list[str], params: CropParams, size: int, 
     pixels = read_rgb(frame.image)
     image = Image.fromarray(pixels)
     content = content_box(pixels)
-    if frame.mask is None:
+    if frame.label is not None:
         windows, labels = [content], [frame.label]
         images = [fit_whole(image, content, size, params.whole_image)]
     else:

@@ -14,7 +14,7 @@ from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
 from urllib.parse import quote, unquote, urlsplit
 
-from lesionlab.data.cards import Card, PhantomLayout, Source, card_path
+from lesionlab.data.cards import Card, ChengMat, Npz, PhantomLayout, Source, card_path
 from lesionlab.data.unpack import archive_kind, is_residue, is_web_page, unpack
 from lesionlab.errors import InputError
 from lesionlab.files import file_digest, from_root, repository_root, whole_file, whole_folder, write_json
@@ -50,6 +50,8 @@ class _UnreachableError(Exception):
 def download_images(card: Card, settings: DownloadParams, seed: int, folder: Path) -> None:
     """Fill `folder` with a data set's files, unpacked, and SOURCES.json: what each was and its SHA-256.
 
+    What is no image file (.mat, .npz) is decoded to PNG files and a table, see lesionlab/data/convert.py.
+
     `settings.source` (a folder, an archive, a file or a URL) stands in for the card's sources, which are looked for
     in `settings.mirror` (a folder or URL prefix) first. A phantom is drawn with `seed`. SOURCES.json holds no time
     and no path of this machine, and a verified file's URL wherever it came from: the same files, the same bytes.
@@ -80,6 +82,10 @@ def download_images(card: Card, settings: DownloadParams, seed: int, folder: Pat
             records = [_add_source(source, None, card, partial)]
         else:
             records = [_add_local(from_root(settings.source), folder, partial)]
+        if isinstance(card.layout, ChengMat | Npz):
+            from lesionlab.data.convert import convert
+
+            convert(card, partial)
         _write_sources(partial, card, records)
 
 

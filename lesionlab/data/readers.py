@@ -1,10 +1,13 @@
 """From a folder of raw files to a list of frames, as the card says how it is laid out."""
 
+import filecmp
 import glob
 import os
 import re
 import struct
+from collections.abc import Callable
 from dataclasses import dataclass
+from functools import partial
 from itertools import pairwise
 from pathlib import Path
 
@@ -12,7 +15,21 @@ import numpy as np
 import pandas as pd
 from PIL import Image, ImageOps, UnidentifiedImageError
 
-from lesionlab.data.cards import SUBSETS, Card, ClassFolders, GroupRule, MaskPairs, PhantomLayout, Table, card_path
+from lesionlab.data.cards import (
+    SUBSETS,
+    Card,
+    ChengMat,
+    ClassFolders,
+    GroupRule,
+    Layout,
+    MaskPairs,
+    Npz,
+    PhantomLayout,
+    Reading,
+    Table,
+    card_path,
+)
+from lesionlab.data.unpack import is_residue
 from lesionlab.errors import InputError
 from lesionlab.files import read_table
 
@@ -20,20 +37,25 @@ IMAGE_SUFFIXES = (".png", ".jpg", ".jpeg", ".tif", ".tiff", ".bmp")
 _UNREADABLE = (
     OSError, UnidentifiedImageError, Image.DecompressionBombError, SyntaxError, ValueError, EOFError, struct.error
 )  # fmt: skip
-PHANTOM_TABLE = Table(kind="table", file="frames.csv", image="image", mask="mask")
+FRAMES_TABLE = "frames.csv"  # which the program writes itself where it draws or decodes the frames
 
 
 class BrokenImageError(InputError):
     """An image file that cannot be decoded; the only kind of error that crop.skip_broken leaves out."""
 
 
+class OtherLayoutError(InputError):
+    """A folder that does not lie as a layout says, so that the card's next one is tried."""
+
+
 @dataclass(frozen=True)
 class Frame:
     """One raw image.
 
-    name: path below the raw folder, with forward slashes. mask: its lesion mask; label: its class where the whole
-    image has one. group: who it must stay with ("" under the rules `none` and `near-duplicates`: itself).
-    official: subset of the published split, "" where there is none.
+    name: path below the raw folder, with forward slashes. label: its class, where the whole image has one. mask: its
+    lesion mask; with a label it says where the class is to be seen, without one windows are cut around the lesions.
+    group: who it must stay with ("" under the rules `none` and `near-duplicates`: itself). official: subset of the
+    published split or number of the published fold, as text; "" where there is none.
     """
 
     name: str
@@ -45,22 +67,18 @@ class Frame:
 
 
 def read_frames(card: Card, raw: Path) -> list[Frame]:
-    """All frames of a data set, sorted by name.
+    """All frames of a data set, sorted by name, as the first of the card's layouts that the folder fits.
 
     Raises InputError when the folder does not look as the card says: an image without mask or a mask without
-    image, a class without an image, a missing column, a name that the group rule does not match.
+    image, a class without an image, an image of no class, a missing column, a name that the group rule does not match.
     """
     if not raw.is_dir():
         raise InputError(f"{raw}: not found; run dvc repro download@images")
-    layout = PHANTOM_TABLE if isinstance(card.layout, PhantomLayout) else card.layout
-    readers = {MaskPairs: _read_mask_pairs, ClassFolders: _read_class_folders, Table: _read_table}
-    frames = sorted(readers[type(layout)](card, layout, raw), key=lambda frame: frame.name)
-    if not frames:
-        raise InputError(f"{raw}: no image found that {card_path(card.name)} describes (layout {layout.kind})")
+    frames = sorted(_read_as_it_lies(card, raw), key=lambda frame: frame.name)
     for first, second in pairwise(frames):
         if first.name == second.name:
             raise InputError(f"{raw}: {first.name} is listed twice; keep one row for each image")
-    if frames[0].mask is None:
+    if card.whole_images:
         present = {frame.label for frame in frames}
         for name in card.classes:
             if name not in present:
@@ -69,6 +87,37 @@ def read_frames(card: Card, raw: Path) -> list[Frame]:
                     "and layout in the card"
                 )
     return frames
+
+
+def _read_as_it_lies(card: Card, raw: Path) -> list[Frame]:
+    readers = {MaskPairs: _read_mask_pairs, ClassFolders: _read_class_folders, Table: _read_table}
+    refusals = []
+    for reading in card.readings:
+        layout = _on_disk(reading.layout)
+        try:
+            frames = readers[type(layout)](card, Reading(layout=layout, groups=reading.groups), raw)
+        except OtherLayoutError as error:
+            refusals.append(str(error))
+            continue
+        if frames:
+            return frames
+        described = f"that {card_path(card.name)} describes (layout {reading.layout.kind})"
+        refusals.append(f"{raw}: no image found {described}")
+    if len(refusals) == 1:
+        raise InputError(refusals[0])
+    raise InputError(f"{raw}: lies as none of the layouts of {card_path(card.name)}: {'; or '.join(refusals)}")
+
+
+def _on_disk(layout: Layout) -> Layout:
+    """How the frames lie after the download, which draws a phantom and decodes what is no image file."""
+    written = {"kind": "table", "file": FRAMES_TABLE, "image": "image"}
+    if isinstance(layout, PhantomLayout):
+        return Table(**written, mask="mask")
+    if isinstance(layout, ChengMat):
+        return Table(**written, label="label" if layout.labels else None, mask="mask", fold="fold")
+    if isinstance(layout, Npz):
+        return Table(**written, label="label", subset="subset")
+    return layout
 
 
 def read_rgb(path: Path) -> np.ndarray:
@@ -119,7 +168,8 @@ def _window(grey: np.ndarray) -> np.ndarray:
     return np.clip((grey - low) / max(high - low, 1e-6) * 255, 0, 255).astype("uint8")
 
 
-def _read_mask_pairs(card: Card, layout: MaskPairs, raw: Path) -> list[Frame]:
+def _read_mask_pairs(card: Card, reading: Reading, raw: Path) -> list[Frame]:
+    layout = reading.layout
     images, masks = _find_pair_folders(layout, raw)
     image_of = _by_stem(images, "")
     mask_of = _by_stem(masks, layout.mask_suffix)
@@ -131,8 +181,9 @@ def _read_mask_pairs(card: Card, layout: MaskPairs, raw: Path) -> list[Frame]:
                 "there is no lesion), or take the image out"
             )
         raise InputError(f"{mask_of[stem]}: mask without image; add {images / stem} ({kinds}), or take the mask out")
+    group_of = _groups(card, reading, raw)
     return [
-        Frame(name, path, mask_of[stem], None, _group(card, name), "")
+        Frame(name, path, mask_of[stem], None, group_of(name), "")
         for stem, path in image_of.items()
         for name in [path.relative_to(raw).as_posix()]
     ]
@@ -156,36 +207,78 @@ def _find_pair_folders(layout: MaskPairs, raw: Path) -> tuple[Path, Path]:
                 if folder.is_dir() and (base / masks).is_dir():
                     return folder, base / masks
     wanted = " or ".join(f"{images}/ and {masks}/" for images, masks in layout.folders)
-    raise InputError(f"{raw}: expected the folders {wanted}; check download.source")
+    raise OtherLayoutError(f"{raw}: expected the folders {wanted}; check download.source")
 
 
-def _read_class_folders(card: Card, layout: ClassFolders, raw: Path) -> list[Frame]:
-    class_of = layout.folders or {name: name for name in card.classes}
-    subsets = layout.subsets or {}
-    frames = []
+def _read_class_folders(card: Card, reading: Reading, raw: Path) -> list[Frame]:
+    layout = reading.layout
+    class_of = _any_case(layout.folders or {name: name for name in card.classes})
+    subset_of = _any_case(layout.subsets or {})
+    ignored = _any_case(dict.fromkeys(layout.ignore, True))
+    group_of = _groups(card, reading, raw)
+    frames, strange, first_of = [], [], {}
     for path in _images_in(raw, recursive=True):
-        parts = path.relative_to(raw).parts[:-1]
+        name = path.relative_to(raw).as_posix()
+        parts = [part.casefold() for part in Path(name).parts[:-1]]
+        if any(part in ignored for part in parts):
+            continue
         label = next((class_of[part] for part in parts if part in class_of), None)
-        if label is not None:
-            name = path.relative_to(raw).as_posix()
-            official = next((subsets[part] for part in parts if part in subsets), "")
-            frames.append(Frame(name, path, None, label, _group(card, name), official))
+        official = next((subset_of[part] for part in parts if part in subset_of), "")
+        if label is None:
+            strange.append(name)
+            continue
+        known = next(k for k, part in enumerate(parts) if part in class_of or part in subset_of)
+        below = "/".join([*parts[known:], path.name])
+        # Some archives hold a second copy of everything one folder deeper.
+        if any(filecmp.cmp(path, other, shallow=False) for other in first_of.setdefault(below, [])):
+            continue
+        first_of[below].append(path)
+        frames.append(Frame(name, path, None, label, group_of(name), official))
+    if not frames:
+        folders = ", ".join(layout.folders or card.classes)
+        raise OtherLayoutError(f"{raw}: no image found in folders called {folders}; check download.source")
+    if strange:
+        folder = Path(strange[0]).parent.as_posix()
+        raise InputError(
+            f"{raw / folder}: its images ({len(strange)} here and in other such folders) have no class in "
+            f"{card_path(card.name)}; name the folder in layout.folders, or in layout.ignore to leave it out"
+        )
+    outside = [frame for frame in frames if not frame.official]
+    if outside and len(outside) < len(frames):
+        raise InputError(
+            f"{raw / outside[0].name}: lies in none of the folders {', '.join(layout.subsets)} of the published split, "
+            f"as others do; name its folder in layout.subsets of {card_path(card.name)}, or in layout.ignore"
+        )
     return frames
 
 
-def _read_table(card: Card, layout: Table, raw: Path) -> list[Frame]:
+def _any_case(names: dict) -> dict:
+    return {name.casefold(): meaning for name, meaning in names.items()}
+
+
+def _read_table(card: Card, reading: Reading, raw: Path) -> list[Frame]:
+    layout, rule = reading.layout, reading.groups
     file = next(iter(sorted(raw.glob(f"**/{glob.escape(layout.file)}"))), None)
     if file is None:
-        raise InputError(f"{raw}: no {layout.file}, which layout.file in {card_path(card.name)} names")
-    column_of_group = card.groups.column if isinstance(card.groups, GroupRule) else None
-    wanted = [layout.image, layout.label, layout.mask, column_of_group, layout.subset]
-    columns = tuple(column for column in wanted if column is not None)
+        raise OtherLayoutError(f"{raw}: no {layout.file}, which layout.file in {card_path(card.name)} names")
+    column_of_group = rule.column if isinstance(rule, GroupRule) and rule.file is None else None
+    runs = rule.runs if isinstance(rule, GroupRule) and rule.runs else []
+    wanted = [layout.image, layout.label, layout.mask, column_of_group, *runs, layout.subset, layout.fold]
+    columns = tuple(dict.fromkeys(column for column in wanted if column is not None))
     table = read_table(file, columns, text=columns)
+    if runs:
+        changes = (table[runs] != table[runs].shift()).any(axis=1)
+        group_of_row = changes.cumsum().astype(str).to_list()
+    elif column_of_group:
+        group_of_row = table[column_of_group].to_list()
+    else:
+        group_of = _groups(card, reading, raw)
+        group_of_row = [group_of(_name_below(raw, file.parent / path)) for path in table[layout.image]]
     frames = []
-    for row in table.to_dict("records"):
+    for row, group in zip(table.to_dict("records"), group_of_row, strict=True):
         path = file.parent / row[layout.image]
         mask = file.parent / row[layout.mask] if layout.mask and row[layout.mask] else None
-        if layout.mask and mask is None:
+        if layout.label is None and mask is None:
             raise InputError(
                 f"{file}: {row[layout.image]} has no mask in column '{layout.mask}'; name a mask (black where there "
                 "is no lesion), or take the row out"
@@ -201,16 +294,26 @@ def _read_table(card: Card, layout: Table, raw: Path) -> list[Frame]:
                 f"{file}: label '{label}' of {row[layout.image]} is not in classes of {card_path(card.name)} "
                 f"({', '.join(card.classes)})"
             )
-        name = _name_below(raw, path)
-        group = row[column_of_group] if column_of_group else _group(card, name)
-        official = row[layout.subset] if layout.subset else ""
-        if official and official not in SUBSETS:
-            raise InputError(
-                f"{file}: subset '{official}' of {row[layout.image]} in column '{layout.subset}' is none of "
-                f"{', '.join(SUBSETS)}; rename it"
-            )
-        frames.append(Frame(name, path, mask, label, group, official))
+        frames.append(Frame(_name_below(raw, path), path, mask, label, group, _official(layout, row, file)))
     return frames
+
+
+def _official(layout: Table, row: dict[str, str], file: Path) -> str:
+    """The published subset or fold of a row, "" where it has none."""
+    if layout.fold is not None:
+        fold = row[layout.fold]
+        if fold and not re.fullmatch("[0-9]+", fold):
+            raise InputError(
+                f"{file}: fold '{fold}' of {row[layout.image]} in column '{layout.fold}' is no number; correct it"
+            )
+        return fold
+    official = row[layout.subset] if layout.subset else ""
+    if official and official not in SUBSETS:
+        raise InputError(
+            f"{file}: subset '{official}' of {row[layout.image]} in column '{layout.subset}' is none of "
+            f"{', '.join(SUBSETS)}; rename it"
+        )
+    return official
 
 
 def _name_below(raw: Path, path: Path) -> str:
@@ -225,26 +328,47 @@ def _images_in(folder: Path, recursive: bool = False) -> list[Path]:
         for path in found
         if path.suffix.lower() in IMAGE_SUFFIXES
         and path.is_file()
-        and not any(part.startswith(".") for part in path.relative_to(folder).parts)
+        and not any(part.startswith(".") or is_residue(part) for part in path.relative_to(folder).parts)
     )
 
 
-def _group(card: Card, name: str) -> str:
-    rule = card.groups
+def _groups(card: Card, reading: Reading, raw: Path) -> Callable[[str], str]:
+    """What gives the group of an image by its name, for every rule but columns of the layout's own table."""
+    rule = reading.groups
     if not isinstance(rule, GroupRule):
-        return ""
+        return lambda name: ""
     if rule.pattern is not None:
-        match = re.search(rule.pattern, name)
-        if match is None:
-            raise InputError(f"{card_path(card.name)}: groups.pattern {rule.pattern!r} does not match {name}")
-        return "-".join(part for part in match.groups() if part is not None) or match.group()
+        return partial(_group_by_pattern, card, rule.pattern)
     if rule.ranges is not None:
-        number = re.search(r"\d+", Path(name).stem)
-        for first, last, group in rule.ranges:
-            if number is not None and first <= int(number.group()) <= last:
-                return str(group)
-        raise InputError(f"{card_path(card.name)}: no range of groups.ranges holds {name}")
-    raise InputError(f"{card_path(card.name)}: groups.column needs the layout table")
+        return partial(_group_by_range, card, rule.ranges)
+    file = next(iter(sorted(raw.glob(f"**/{glob.escape(rule.file)}"))), None)
+    if file is None:
+        raise OtherLayoutError(f"{raw}: no {rule.file}, which groups.file in {card_path(card.name)} names")
+    table = read_table(file, (rule.key, rule.column), text=(rule.key, rule.column))
+    group_of = dict(zip(table[rule.key], table[rule.column], strict=True))
+
+    def group(name: str) -> str:
+        try:
+            return group_of[Path(name).stem]
+        except KeyError:
+            raise InputError(f"{file}: column '{rule.key}' has no row for {name}; add one, or take it out") from None
+
+    return group
+
+
+def _group_by_pattern(card: Card, pattern: str, name: str) -> str:
+    match = re.search(pattern, name)
+    if match is None:
+        raise InputError(f"{card_path(card.name)}: groups.pattern {pattern!r} does not match {name}")
+    return "-".join(part for part in match.groups() if part is not None) or match.group()
+
+
+def _group_by_range(card: Card, ranges: list[tuple[int, int, str | int]], name: str) -> str:
+    number = re.search(r"\d+", Path(name).stem)
+    for first, last, group in ranges:
+        if number is not None and first <= int(number.group()) <= last:
+            return str(group)
+    raise InputError(f"{card_path(card.name)}: no range of groups.ranges holds {name}")
 
 
 def frames_table(frames: list[Frame]) -> pd.DataFrame:

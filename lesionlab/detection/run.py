@@ -35,6 +35,7 @@ from lesionlab.params import DetectParams, Params
 from lesionlab.progress import progress
 
 LOWEST_SCORE = 0.02  # boxes below it are not kept: they lie far beyond any false-positive rate of interest
+EMPTY_CURVE = pd.DataFrame(columns=["score", "false_positives_per_frame", "sensitivity"])
 
 
 @dataclass(frozen=True)
@@ -85,8 +86,12 @@ class Detector:
 def run_detection(paths: Paths, card: Card, params: Params) -> None:
     """Detect on validation frames to choose the threshold, then on test frames; write everything.
 
-    Where frames have no masks only boxes, maps and counts are written, at the model's crop threshold.
+    Where the card's classes are those of whole images there is nothing to slide a window over: the outputs are empty,
+    and the metrics say so.
     """
+    if card.detection != "windows":
+        _write_not_applicable(paths, card, params.seed)
+        return
     started = time.perf_counter()
     classifier = load_classifier(paths.model)
     frames = frames_of_subsets(paths, card, params)
@@ -104,7 +109,7 @@ def run_detection(paths: Paths, card: Card, params: Params) -> None:
         "model_sha256": file_digest(paths.model / MODEL_FILE),
         "frames": len(listed),
     }
-    curve = pd.DataFrame(columns=["score", "false_positives_per_frame", "sensitivity"])
+    curve = EMPTY_CURVE
     with whole_folder(paths.pictures) as pictures:
         if not listed["lesions"].isna().any():
             rate = settings.false_positives
@@ -140,6 +145,20 @@ def run_detection(paths: Paths, card: Card, params: Params) -> None:
         tags={"lesionlab.data": file_digest(paths.split), "lesionlab.protocol": proof["protocol"]},
         seconds=time.perf_counter() - started,
     )
+
+
+def _write_not_applicable(paths: Paths, card: Card, seed: int) -> None:
+    reason = f"{card.name} has one class a whole image: windows within an image have none"
+    if card.detection == "tiles":
+        reason += "; for a tile map of larger pictures: python -m stages.detect --frames FOLDER --out FOLDER"
+    print(f"detect: not applicable, {reason}")
+    proof = read_json(paths.proof)
+    with whole_folder(paths.pictures):
+        pass
+    write_table(paths.detections, boxes_table("", np.zeros((0, 4), int), np.zeros(0)).assign(lesion=[]))
+    write_table(paths.froc, EMPTY_CURVE)
+    recorded = {"protocol": proof["protocol"], "group_disjoint": proof["group_disjoint"], "seed": seed}
+    write_json(paths.metrics, {"applicable": False, "reason": reason, **recorded})
 
 
 def frames_of_subsets(paths: Paths, card: Card, params: Params) -> dict[str, list[Frame]]:
