@@ -13,7 +13,7 @@ from PIL import Image
 from tiny import CARD, ROOT
 
 from lesionlab.data.cards import Card, read_card
-from lesionlab.data.readers import BrokenImageError, frames_table, read_frames, read_mask, read_rgb
+from lesionlab.data.readers import BrokenImageError, read_frames, read_mask, read_rgb
 from lesionlab.errors import InputError
 
 MASK_PAIRS = {"kind": "mask-pairs", "folders": [["images", "masks"]]}
@@ -436,9 +436,8 @@ def test_a_table_gives_labels_groups_and_the_published_split(tmp_path):
         ("release/b/1 x.png", "0", "NA", "train"),
         ("release/b/2.png", "1", "007", "test"),
     ]
-    table = frames_table(frames)
-    assert table["group"].tolist() == ["007", "NA", "007"]
-    assert table["image"][0] == tmp_path / "release" / "a.png"
+    assert [f.group for f in frames] == ["007", "NA", "007"]
+    assert frames[0].image == tmp_path / "release" / "a.png"
 
 
 def test_a_table_of_masks(tmp_path):

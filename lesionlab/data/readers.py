@@ -12,7 +12,6 @@ from itertools import pairwise
 from pathlib import Path
 
 import numpy as np
-import pandas as pd
 from PIL import Image, ImageOps, UnidentifiedImageError
 
 from lesionlab.data.cards import (
@@ -369,9 +368,3 @@ def _group_by_range(card: Card, ranges: list[tuple[int, int, str | int]], name: 
         if number is not None and first <= int(number.group()) <= last:
             return str(group)
     raise InputError(f"{card_path(card.name)}: no range of groups.ranges holds {name}")
-
-
-def frames_table(frames: list[Frame]) -> pd.DataFrame:
-    """Frames as a table: frame, image, mask (paths; mask None where there is none), label, group, official."""
-    rows = [(f.name, f.image, f.mask, f.label, f.group, f.official) for f in frames]
-    return pd.DataFrame(rows, columns=["frame", "image", "mask", "label", "group", "official"])

@@ -55,7 +55,9 @@ class Backbone:
         application = getattr(keras.applications, self.application)
         # Named, because Keras numbers nameless inputs through a process and weight files hold layer names.
         inputs = keras.Input((image_size, image_size, 3), name="pixels")
-        return application(include_top=False, weights=None, input_tensor=inputs, **options)
+        base = application(include_top=False, weights=None, input_tensor=inputs, **options)
+        # Keras keeps the input as a list of one there, and would warn at every call with an array.
+        return keras.Model(inputs, base.output, name=base.name)
 
     def boundary(self, unfrozen_blocks: int) -> str | None:
         """Name of the layer that ends the frozen part when the last `unfrozen_blocks` blocks train.
