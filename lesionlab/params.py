@@ -82,8 +82,10 @@ class TrainingParams(Section):
     batch_size: PositiveInt
     class_weights: bool
     label_smoothing: Annotated[float, Field(ge=0, lt=1)]
+    dtype: Literal["auto", "float32", "mixed_bfloat16"]
     prefix_cache: bool
     prefix_cache_gib: PositiveFloat
+    cache_dtype: Literal["float32", "float16", "bfloat16"]
     threads: PositiveInt
 
 

@@ -28,7 +28,7 @@ def main(
     from lesionlab.training.backend import start_keras
 
     params = read_params()
-    start_keras(params.training.threads)  # before anything that imports Keras
+    start_keras(params.training.threads, params.training.dtype)  # before anything that imports Keras
     from lesionlab.models.networks import Architecture, build_network
     from lesionlab.training.run import Paths, run_training
 

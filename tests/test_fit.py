@@ -1,15 +1,18 @@
 """One run of training: the same twice, every crop every epoch, the best epoch kept, a NaN refused."""
 
 import re
+from pathlib import Path
 
+import keras
 import numpy as np
 import pytest
 from sklearn.metrics import log_loss
 from sklearn.utils.class_weight import compute_class_weight
-from tiny_networks import BATCH, tiny_architecture, tiny_crops, tiny_inputs, tiny_task, training_params
+from tiny_networks import BATCH, THREADS, tiny_architecture, tiny_crops, tiny_inputs, tiny_task, training_params
 
 from lesionlab.errors import InputError
-from lesionlab.models.networks import build_network, softmax
+from lesionlab.models.networks import build_network, in_float32, softmax
+from lesionlab.training import backend, resume
 from lesionlab.training.fit import Task, _class_weights, _epoch_batches, fit, predict_rows
 from lesionlab.training.prefix import PLAIN, Inputs
 
@@ -17,13 +20,20 @@ PLAIN_RUN = {"baseline__augment": False, "baseline__epochs": 3, "baseline__patie
 
 
 def train_baseline(
-    images: np.ndarray, task: Task, seed: int = 42, architecture: dict | None = None, **changes: object
+    images: np.ndarray,
+    task: Task,
+    seed: int = 42,
+    architecture: dict | None = None,
+    states: Path | None = None,
+    **changes: object,
 ) -> tuple:
     """The small CNN through `fit`: the network, its Fit and its Inputs."""
     params = training_params(seed=seed, **PLAIN_RUN | changes)
     network = build_network(tiny_architecture(None, **architecture or {}), seed)
     inputs = tiny_inputs(images, "tf", params)
-    result = fit(network, inputs, task, params.baseline, params.training, stage="baseline", seed=seed, copies=0)
+    result = fit(
+        network, inputs, task, params.baseline, params.training, stage="baseline", seed=seed, copies=0, states=states
+    )  # fmt: skip
     return network, result, inputs
 
 
@@ -201,3 +211,184 @@ def test_several_classes_train():
     np.testing.assert_allclose(result.val_probabilities.sum(axis=1), 1)
     assert result.history["val_auc"].max() > 0.9
     assert network.output_shape == (None, 3)
+
+
+class Killed(BaseException):
+    """The process ends; no `except Exception` sees it."""
+
+
+@pytest.fixture
+def interrupt(monkeypatch):
+    """A function that lets training die at a step (counted from the start of the process, from 0), or never (None)."""
+    monkeypatch.setattr(resume, "SECONDS_BETWEEN_STATES", 0.0)
+    original = Inputs.read
+
+    def die_at(step: int | None) -> list[int]:
+        steps = []
+
+        def read(self, rows, versions):
+            if (versions != PLAIN).any():  # a training step
+                if len(steps) == step:
+                    raise Killed
+                steps.append(len(steps))
+            return original(self, rows, versions)
+
+        monkeypatch.setattr(Inputs, "read", read)
+        return steps
+
+    return die_at
+
+
+RESUMED = {"baseline__augment": True, "baseline__epochs": 6, "baseline__patience": 3, "baseline__learning_rate": 2e-3}
+
+
+@pytest.mark.parametrize("schedule", ["cosine", "constant"])
+def test_an_interrupted_run_goes_on_to_the_same_bits(tmp_path, interrupt, schedule):
+    """20 crops are 3 steps an epoch. Killed in the middle of epoch 2, then in the first step after going on."""
+    images, labels = tiny_crops(30)
+    task = tiny_task(labels, 20)
+    changes = RESUMED | {"baseline__schedule": schedule}
+    expected = train_baseline(images, task, **changes)
+    assert len(expected[1].history) == 6
+    interrupt(7)
+    with pytest.raises(Killed):
+        train_baseline(images, task, states=tmp_path, **changes)
+    interrupt(0)
+    with pytest.raises(Killed):
+        train_baseline(images, task, states=tmp_path, **changes)
+    assert len(list(tmp_path.iterdir())) == 1
+    steps = interrupt(None)
+    network, result, _ = train_baseline(images, task, states=tmp_path, **changes)
+    assert len(steps) == 4 * 3  # epochs 2 to 5
+    assert list(tmp_path.iterdir()) == []
+    for a, b in zip(network.get_weights(), expected[0].get_weights(), strict=True):
+        np.testing.assert_array_equal(a, b)
+    for a, b in zip(network.optimizer.variables, expected[0].optimizer.variables, strict=True):
+        np.testing.assert_array_equal(a, b)
+    assert result.history.equals(expected[1].history)
+    assert result.best_epoch == expected[1].best_epoch
+    np.testing.assert_array_equal(result.val_probabilities, expected[1].val_probabilities)
+
+
+def test_the_best_epoch_and_patience_survive_an_interruption(tmp_path, interrupt):
+    """Validation labels turned round: the best epoch is the first, and patience counts from it."""
+    images, labels = tiny_crops(30)
+    labels[20:] = 1 - labels[20:]
+    task = tiny_task(labels, 20)
+    changes = RESUMED | {"baseline__epochs": 30, "baseline__learning_rate": 1e-2}
+    expected = train_baseline(images, task, **changes)
+    last = len(expected[1].history) - 1
+    assert expected[1].best_epoch == last - 3
+    interrupt(3 * last)
+    with pytest.raises(Killed):
+        train_baseline(images, task, states=tmp_path, **changes)
+    steps = interrupt(None)
+    network, result, _ = train_baseline(images, task, states=tmp_path, **changes)
+    assert len(steps) == 3
+    assert result.history.equals(expected[1].history)
+    for a, b in zip(network.get_weights(), expected[0].get_weights(), strict=True):
+        np.testing.assert_array_equal(a, b)
+
+
+OTHER_RUNS = {
+    "learning rate": {"baseline__learning_rate": 3e-3},
+    "seed": {"seed": 1},
+    "augmentation": {"augment__zoom": 0.05},
+    "epochs": {"baseline__epochs": 7},
+    "class weights": {"training__class_weights": False},
+    "start": {"architecture": {"filters": (4, 6)}},
+}
+
+
+@pytest.mark.parametrize("changes", OTHER_RUNS.values(), ids=OTHER_RUNS)
+def test_another_run_does_not_take_the_state_up(tmp_path, interrupt, crops, changes):
+    interrupt(4)
+    with pytest.raises(Killed):
+        train_baseline(*crops, states=tmp_path, **RESUMED)
+    steps = interrupt(None)
+    _, result, _ = train_baseline(*crops, states=tmp_path, **RESUMED | changes)
+    assert len(steps) == 3 * len(result.history)
+    assert len(list(tmp_path.iterdir())) == 1  # the interrupted run may still go on
+
+
+@pytest.mark.parametrize("damage", [b"", b"PK\x03\x04 half a file"])
+def test_a_state_that_was_cut_off_is_no_state(tmp_path, interrupt, crops, damage):
+    interrupt(4)
+    with pytest.raises(Killed):
+        train_baseline(*crops, states=tmp_path, **RESUMED)
+    next(tmp_path.iterdir()).write_bytes(damage)
+    steps = interrupt(None)
+    train_baseline(*crops, states=tmp_path, **RESUMED)
+    assert len(steps) == 18
+
+
+def test_states_of_forgotten_runs_do_not_pile_up(tmp_path, interrupt, crops, monkeypatch):
+    monkeypatch.setattr(resume, "KEPT_STATES", 3)
+    for seed in range(5):
+        interrupt(4)
+        with pytest.raises(Killed):
+            train_baseline(*crops, seed=seed, states=tmp_path, **RESUMED)
+    assert len(list(tmp_path.iterdir())) == 3
+    steps = interrupt(None)
+    train_baseline(*crops, seed=4, states=tmp_path, **RESUMED)
+    assert len(steps) == 15
+
+
+def test_short_epochs_write_no_state(tmp_path, interrupt, crops, monkeypatch):
+    interrupt(10)
+    monkeypatch.setattr(resume, "SECONDS_BETWEEN_STATES", 3600)
+    with pytest.raises(Killed):
+        train_baseline(*crops, states=tmp_path, **RESUMED)
+    assert list(tmp_path.iterdir()) == []
+
+
+@pytest.fixture
+def started():
+    """A function that starts Keras as a stage does, until the test ends."""
+    yield lambda dtype: backend.start_keras(THREADS, dtype)
+    backend.start_keras(THREADS)
+
+
+def test_mixed_precision_learns_and_keeps_float32_weights(crops, started):
+    changes = {"baseline__epochs": 12, "baseline__patience": 12, "baseline__learning_rate": 1e-2}
+    started("mixed_bfloat16")
+    network, result, _ = train_baseline(*crops, **changes)
+    assert result.history["val_auc"].max() == 1.0
+    assert {layer.compute_dtype for layer in network.layers if "conv" in layer.name} == {"bfloat16"}
+    assert network.get_layer("logits").compute_dtype == "float32"
+    assert {str(weight.dtype) for weight in network.weights if "seed" not in weight.path} == {"float32"}
+    assert backend.environment(THREADS)["dtype"] == "mixed_bfloat16"
+    exact = in_float32(network, tiny_architecture(None))
+    assert {layer.compute_dtype for layer in exact.layers} == {"float32"}
+    assert keras.config.dtype_policy().name == "mixed_bfloat16"
+    images, task = crops
+    pixels = images[task.val[:BATCH]] / np.float32(127.5) - 1
+    logits, rounded = (np.asarray(model.predict_on_batch(pixels)) for model in (exact, network))
+    assert 0 < np.abs(logits - rounded).max() < 0.1 * np.ptp(logits)
+    started("float32")
+    again = build_network(tiny_architecture(None), 7)
+    again.set_weights(network.get_weights())
+    np.testing.assert_array_equal(np.asarray(again.predict_on_batch(pixels)), logits)
+
+
+@pytest.mark.parametrize(
+    ("flags", "policy"),
+    [
+        ("fpu avx2 avx512f", "float32"),
+        ("fpu avx512_bf16", "mixed_bfloat16"),
+        ("fpu amx_bf16 amx_tile", "mixed_bfloat16"),
+    ],
+)
+def test_auto_is_bfloat16_where_the_processor_has_it(started, monkeypatch, flags, policy):
+    monkeypatch.setattr(backend, "_processor_flags", lambda: set(flags.split()))
+    started("auto")
+    assert keras.config.dtype_policy().name == policy
+    started("float32")
+    assert keras.config.dtype_policy().name == "float32"
+
+
+@pytest.mark.skipif(not Path("/proc/cpuinfo").exists(), reason="Linux lists what the processor can do")
+def test_the_processor_says_what_it_can_do():
+    text = Path("/proc/cpuinfo").read_text()
+    assert all(f" {flag} " in text.replace("\n", " \n") for flag in backend._processor_flags())
+    assert ("avx512_bf16" in backend._processor_flags()) == ("avx512_bf16" in text)

@@ -2,20 +2,27 @@
 
 import errno
 import json
+import mmap
 import os
+import re
 import shutil
 import subprocess
 import sys
 import time
+from pathlib import Path
 
+import keras
+import ml_dtypes
 import numpy as np
 import pytest
 from tiny import ROOT
 from tiny_networks import BATCH, lively, tiny_architecture, tiny_crops, tiny_inputs, tiny_task, train, training_params
 
+from lesionlab.errors import InputError
 from lesionlab.files import repository_root
+from lesionlab.models.backbones import find_backbone
 from lesionlab.models.networks import build_network, prefix_of
-from lesionlab.training.prefix import PLAIN, Inputs, cache_folder
+from lesionlab.training.prefix import PLAIN, Inputs, array_digest, cache_folder
 
 CASES = [
     pytest.param("vgg16", 1, False, marks=pytest.mark.slow),
@@ -139,13 +146,14 @@ def test_whatever_changes_the_values_changes_the_entry(make, images, network, tm
         "preprocessing": make(),
         "environment": make(),
     }
-    changed["preprocessing"]._identity["preprocessing"] = "caffe"
-    changed["environment"]._identity["environment"] = {"keras": "4.0"}
+    changed["cache_dtype"] = make(cache_dtype="float16")
+    changed["preprocessing"].identity["preprocessing"] = "caffe"
+    changed["environment"].identity["environment"] = {"keras": "4.0"}
     for number, (reason, inputs) in enumerate(changed.items(), start=2):
         inputs.prepare(ROWS[:1], [PLAIN], "test")
         assert len(entries(tmp_path)) == number, reason
     make().prepare(ROWS[:1], [PLAIN], "test")
-    assert len(entries(tmp_path)) == 6
+    assert len(entries(tmp_path)) == 7
 
 
 def test_seed_version_and_augmentation_change_the_entry_of_augmented_crops_alone(make, tmp_path):
@@ -252,6 +260,153 @@ def test_two_runs_that_fill_one_entry_at_once_add_up(make, computed, tmp_path):
     third.prepare(ROWS, [PLAIN], "test")
     assert computed == []
     np.testing.assert_array_equal(read_all(third), read_all(make(cache=None)))
+
+
+SWEEP = [
+    pytest.param("mobilenet_0.25", "float32"),
+    pytest.param("mobilenet_0.25", "mixed_bfloat16"),
+    pytest.param("vgg16", "float32", marks=pytest.mark.slow),
+    pytest.param("mobilenetv2_0.35", "float32", marks=pytest.mark.slow),
+    pytest.param("mobilenetv2_0.35", "mixed_bfloat16", marks=pytest.mark.slow),
+    pytest.param("resnet50", "float32", marks=pytest.mark.slow),
+]
+
+
+@pytest.fixture
+def policy():
+    """A function that sets Keras's policy until the test ends."""
+    yield keras.config.set_dtype_policy
+    keras.config.set_dtype_policy("float32")
+
+
+@pytest.mark.parametrize(("backbone", "dtype"), SWEEP)
+def test_a_deeper_boundary_is_computed_on_from_shallower_ones_bit_for_bit(
+    tmp_path, monkeypatch, policy, backbone, dtype
+):
+    """unfrozen_blocks 4 to 0: each run finds the one before it, whatever its head; the last finds parts of two."""
+    policy(dtype)
+    architecture = tiny_architecture(backbone)
+    network = lively(build_network(architecture, 1), architecture)
+    images, ends = tiny_crops(20)[0], find_backbone(backbone).block_ends
+    used = []
+    from_entry, from_pixels = Inputs._activations_from, Inputs._activations
+
+    def noted_from_entry(self, source, rows):
+        used.append((source.identity["boundary"], len(rows)))
+        return from_entry(self, source, rows)
+
+    def noted_from_pixels(self, rows, version):
+        used.append(("pixels", len(rows)))
+        return from_pixels(self, rows, version)
+
+    monkeypatch.setattr(Inputs, "_activations_from", noted_from_entry)
+    monkeypatch.setattr(Inputs, "_activations", noted_from_pixels)
+
+    def inputs(blocks: int, cache) -> Inputs:
+        prefix = prefix_of(network, architecture.boundary(blocks))
+        params = training_params()
+        return tiny_inputs(images, architecture.preprocessing, params, prefix=prefix, cache=cache, block_ends=ends)
+
+    def fill(blocks: int, rows: np.ndarray) -> list[tuple[str, int]]:
+        used.clear()
+        inputs(blocks, tmp_path / "cache").prepare(rows, [PLAIN, 0], "test")
+        return used[: len(used) // 2]  # both versions alike
+
+    assert fill(4, ROWS[:16]) == [("pixels", 8), ("pixels", 8)]
+    assert fill(3, ROWS[:16]) == [(ends[0], 8), (ends[0], 8)]
+    assert fill(2, ROWS[:5]) == [(ends[1], 5)]
+    assert fill(0, ROWS) == [(ends[2], 5), (ends[1], 8), (ends[1], 3), ("pixels", 4)]
+    assert fill(0, ROWS) == []
+    found, direct = inputs(0, tmp_path / "cache"), inputs(0, None)
+    for version in (PLAIN, 0):
+        for start in range(0, 20, BATCH):
+            rows = ROWS[start : start + BATCH]
+            versions = np.full(len(rows), version)
+            np.testing.assert_array_equal(found.read(rows, versions), direct.read(rows, versions))
+    assert np.ptp(found.read(ROWS[:8], PLAIN_ROWS[:8])) > 0
+
+
+def test_other_weights_further_down_do_not_hide_a_shallower_entry(make, computed):
+    """The digest of a boundary covers what lies before it alone."""
+    ends = find_backbone("mobilenet_0.25").block_ends
+    make(blocks=3).prepare(ROWS, [PLAIN], "test")
+    architecture = tiny_architecture("mobilenet_0.25")
+    other = lively(build_network(architecture, 1), architecture)
+    layer = other.get_layer("conv_pw_11")
+    layer.set_weights([weight + 1 for weight in layer.get_weights()])
+    computed.clear()
+    deeper = make(of=other, block_ends=ends)
+    deeper.prepare(ROWS, [PLAIN], "test")
+    assert computed == []
+    np.testing.assert_array_equal(read_all(deeper), read_all(make(of=other, cache=None)))
+    layer = other.get_layer("conv_pw_2")
+    layer.set_weights([weight + 1 for weight in layer.get_weights()])
+    make(of=other, block_ends=ends).prepare(ROWS, [PLAIN], "test")
+    assert sorted(sum(computed, ())) == list(ROWS)
+
+
+@pytest.mark.parametrize(("dtype", "type_"), [("float16", np.float16), ("bfloat16", ml_dtypes.bfloat16)])
+def test_half_precision_takes_half_the_space_and_rounds_once(make, tmp_path, dtype, type_):
+    full, half = make(), make(cache_dtype=dtype)
+    for inputs in (full, half):
+        inputs.prepare(ROWS, [PLAIN], "test")
+    sizes = sorted((folder / "activations.npy").stat().st_size for folder in entries(tmp_path))
+    assert sizes[0] - 128 == (sizes[1] - 128) / 2  # 128 bytes of header
+    again = make(cache_dtype=dtype)
+    for inputs in (half, again):
+        np.testing.assert_array_equal(read_all(inputs), read_all(full).astype(type_).astype("float32"))
+    assert (read_all(half) != read_all(full)).any()
+
+
+def test_rounded_activations_are_never_computed_on(make, computed):
+    """What a run gets must not depend on what the cache holds."""
+    ends = find_backbone("mobilenet_0.25").block_ends
+    make(blocks=3, cache_dtype="bfloat16").prepare(ROWS, [PLAIN], "test")
+    computed.clear()
+    make(cache_dtype="bfloat16", block_ends=ends).prepare(ROWS, [PLAIN], "test")
+    assert sorted(sum(computed, ())) == list(ROWS)
+
+
+def test_activations_that_float16_cannot_hold_are_refused(make, monkeypatch):
+    monkeypatch.setattr(
+        Inputs, "_activations", lambda self, rows, version: np.full((len(rows), 2, 2, 128), 7e4, "float32")
+    )
+    with pytest.raises(InputError, match=r"conv_pw_11_relu reach 7e\+04, .*set training\.cache_dtype to bfloat16"):
+        make(cache_dtype="float16").prepare(ROWS, [PLAIN], "test")
+    make(cache_dtype="bfloat16").prepare(ROWS, [PLAIN], "test")
+
+
+def resident(path) -> int:
+    """Bytes of a mapped file that this process holds in memory, as Linux counts them."""
+    total, here = 0, False
+    for line in Path("/proc/self/smaps").read_text().splitlines():
+        if re.match(r"[0-9a-f]+-[0-9a-f]+ ", line):
+            here = line.endswith(str(path))
+        elif here and line.startswith("Rss:"):
+            total += int(line.split()[1]) * 1024
+    return total
+
+
+@pytest.mark.skipif(not Path("/proc/self/smaps").exists(), reason="Linux tells what is resident")
+def test_mapped_files_do_not_stay_in_memory(make, tmp_path):
+    np.save(tmp_path / "crops.npy", np.tile(tiny_crops(20)[0], (40, 1, 1, 1)))
+    crops = np.load(tmp_path / "crops.npy", mmap_mode="r")
+    touched = crops.sum()
+    assert resident(tmp_path / "crops.npy") > 2e6
+    assert len(array_digest(crops)) == 32
+    inputs = make(crops=crops)
+    rows = np.arange(len(crops))
+    inputs.prepare(rows, [PLAIN], "test")
+    for start in range(0, len(rows), BATCH):
+        inputs.read(rows[start : start + BATCH], np.full(BATCH, PLAIN))
+    assert resident(tmp_path / "crops.npy") < mmap.PAGESIZE * 64
+    values = inputs._entry(PLAIN).folder / "activations.npy"
+    assert values.stat().st_size > 1.6e6
+    assert resident(values) < mmap.PAGESIZE * 64
+    assert crops.sum() == touched
+    np.testing.assert_array_equal(
+        inputs.read(rows[780:788], PLAIN_ROWS[:8]), inputs.read(rows[0:8] + 20, PLAIN_ROWS[:8])
+    )
 
 
 def test_a_full_disk_is_noticed_before_it_is_filled(make, monkeypatch, tmp_path):

@@ -98,6 +98,18 @@ def prefix_of(model: keras.Model, boundary: str) -> keras.Model:
     return keras.Model(model.input, model.get_layer(boundary).output, name="prefix")
 
 
+def in_float32(model: keras.Model, architecture: Architecture) -> keras.Model:
+    """The same network and weights, computed in float32 whatever `model` was trained in: what saving it gives."""
+    policy = keras.config.dtype_policy()
+    keras.config.set_dtype_policy("float32")
+    try:
+        copy = build_network(architecture, seed=0)
+    finally:
+        keras.config.set_dtype_policy(policy)
+    copy.set_weights(model.get_weights())
+    return copy
+
+
 def _up_to(model: keras.Model, boundary: str | None) -> set[keras.Layer]:
     return set() if boundary is None else set(prefix_of(model, boundary).layers)
 

@@ -4,13 +4,18 @@ import contextlib
 import os
 import platform
 from collections.abc import Iterator
+from pathlib import Path
+
+X86_BFLOAT16 = {"avx512_bf16", "amx_bf16"}  # as Linux names them
 
 
-def start_keras(threads: int) -> None:
+def start_keras(threads: int, dtype: str = "float32") -> None:
     """Set what must be set before TensorFlow's first operation.
 
     Results change with the number of threads, with oneDNN and with XLA: threads are set, oneDNN is left on, XLA is not
     used, and `environment` records all three.
+    dtype: float32, mixed_bfloat16 (bfloat16 between layers, float32 weights) or auto: the latter where the hardware
+    has it. It holds for every network built from here on.
     """
     os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
     os.environ.setdefault("TF_ENABLE_ONEDNN_OPTS", "1")
@@ -26,6 +31,45 @@ def start_keras(threads: int) -> None:
         except RuntimeError as error:  # the process, a test for example, has used TensorFlow already
             if tf.config.threading.get_intra_op_parallelism_threads() != threads:
                 raise RuntimeError("start_keras must come before TensorFlow's first operation") from error
+    if dtype == "auto":
+        dtype = "mixed_bfloat16" if bfloat16_in_hardware() else "float32"
+    keras.config.set_dtype_policy(dtype)
+
+
+def bfloat16_in_hardware() -> bool:
+    """Whether the device that Keras computes on multiplies bfloat16 natively.
+
+    GPU: as the backend says (NVIDIA: compute capability 8.0 or above). Processor: x86 with AVX512_BF16 or AMX_BF16.
+    """
+    import keras
+
+    backend = keras.backend.backend()
+    if backend == "tensorflow":
+        import tensorflow as tf
+
+        gpus = tf.config.list_physical_devices("GPU")
+        if gpus:
+            return tf.config.experimental.get_device_details(gpus[0]).get("compute_capability", (0, 0)) >= (8, 0)
+    elif backend == "torch":
+        import torch
+
+        if torch.cuda.is_available():
+            return torch.cuda.is_bf16_supported(including_emulation=False)
+    elif backend == "jax":
+        import jax
+
+        if jax.default_backend() != "cpu":
+            return True
+    return bool(X86_BFLOAT16 & _processor_flags())
+
+
+def _processor_flags() -> set[str]:
+    """What /proc/cpuinfo says that the first processor can do; nothing where there is no such file."""
+    try:
+        lines = Path("/proc/cpuinfo").read_text().splitlines()
+    except OSError:
+        return set()
+    return next((set(line.split(":", 1)[1].split()) for line in lines if line.startswith("flags")), set())
 
 
 @contextlib.contextmanager

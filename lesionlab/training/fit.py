@@ -2,6 +2,7 @@
 
 from collections.abc import Iterator
 from dataclasses import dataclass
+from pathlib import Path
 
 import keras
 import numpy as np
@@ -14,7 +15,8 @@ from lesionlab.models.saved import pad_batch
 from lesionlab.params import FitParams, TrainingParams
 from lesionlab.progress import progress
 from lesionlab.seeds import derive_seed, generator
-from lesionlab.training.prefix import PLAIN, Inputs
+from lesionlab.training.prefix import PLAIN, Inputs, array_digest, code_digest, weights_digest
+from lesionlab.training.resume import Standing, State
 
 
 @dataclass(frozen=True)
@@ -46,25 +48,31 @@ def fit(
     stage: str,
     seed: int,
     copies: int,
+    states: Path | None = None,
 ) -> Fit:
     """Train `suffix` in place and leave it at its epoch of lowest validation loss.
 
     copies: how many augmented versions of a crop exist; 0 for a new version at every epoch. Ignored where
-    `settings.augment` is false.
+    `settings.augment` is false. states: folder for the state of the run; an interrupted run that is started again with
+    the same arguments goes on from there and ends with the same bits.
     Raises InputError when the loss is not a number.
     """
     steps = -(-len(task.train) // training.batch_size)
     copies = copies if settings.augment else 0
+    state = None
+    if states is not None:
+        state = State(states, _identity(suffix, inputs, task, settings, training, stage, seed, copies))
     _compile(suffix, settings, training, steps)
+    standing = state.load(suffix) if state else None
     versions = list(range(copies)) if copies else [PLAIN]
     if not (settings.augment and not copies):
         inputs.prepare(task.train, versions, f"{stage}: frozen blocks, training crops")
     inputs.prepare(task.val, [PLAIN], f"{stage}: frozen blocks, validation crops")
     weights = _class_weights(task, training.class_weights)
     targets = np.eye(task.classes, dtype="float32")[task.labels]
-    rows, best = [], None
-    with progress(total=settings.epochs * steps, desc=stage, unit="step") as bar:
-        for epoch in range(settings.epochs):
+    first = len(standing.history) if standing else 0
+    with progress(total=settings.epochs * steps, initial=first * steps, desc=stage, unit="step") as bar:
+        for epoch in range(first, settings.epochs):
             sums = np.zeros(2)
             batches = _epoch_batches(task.train, epoch, steps, settings, training, stage, seed, copies)
             for step, (chosen, chosen_versions) in enumerate(batches):
@@ -79,15 +87,20 @@ def fit(
             row = {"epoch": epoch, "loss": sums[0] / steps, "accuracy": sums[1] / steps}
             row |= _validate(task.labels[task.val], probabilities)
             row["learning_rate"] = float(suffix.optimizer.learning_rate)
-            rows.append(row)
             bar.set_postfix(val_loss=f"{row['val_loss']:.3f}", val_accuracy=f"{row['val_accuracy']:.3f}")
-            if best is None or row["val_loss"] < best[0]:
-                best = row["val_loss"], epoch, suffix.get_weights(), probabilities
-            elif epoch - best[1] >= settings.patience:
+            history = [*standing.history, row] if standing else [row]
+            if standing is None or row["val_loss"] < standing.history[standing.best_epoch]["val_loss"]:
+                standing = Standing(history, epoch, suffix.get_weights(), probabilities)
+            else:
+                standing.history = history
+            if epoch - standing.best_epoch >= settings.patience:
                 break
-    _, best_epoch, best_weights, probabilities = best
-    suffix.set_weights(best_weights)
-    return Fit(pd.DataFrame(rows), best_epoch, probabilities)
+            if state:
+                state.save(suffix, standing)
+    suffix.set_weights(standing.best_weights)
+    if state:
+        state.remove()
+    return Fit(pd.DataFrame(standing.history), standing.best_epoch, standing.best_probabilities)
 
 
 def predict_rows(suffix: keras.Model, inputs: Inputs, rows: np.ndarray) -> np.ndarray:
@@ -98,6 +111,31 @@ def predict_rows(suffix: keras.Model, inputs: Inputs, rows: np.ndarray) -> np.nd
         values = inputs.read(batch, np.full(len(batch), PLAIN))
         logits.append(np.asarray(suffix.predict_on_batch(pad_batch(values, inputs.batch_size)))[: len(batch)])
     return softmax(np.concatenate(logits))
+
+
+def _identity(
+    suffix: keras.Model,
+    inputs: Inputs,
+    task: Task,
+    settings: FitParams,
+    training: TrainingParams,
+    stage: str,
+    seed: int,
+    copies: int,
+) -> dict:
+    """All that decides the result of a run."""
+    return {
+        "stage": stage,
+        "seed": seed,
+        "copies": copies,
+        "settings": settings.model_dump(),
+        "training": training.model_dump(),
+        "augmentation": inputs.augmentation.model_dump(),
+        "inputs": inputs.identity,
+        "start": weights_digest(suffix),
+        "task": [array_digest(rows) for rows in (task.labels, task.train, task.val)] + [task.classes],
+        "code": code_digest("models/*.py", "training/*.py", "seeds.py"),
+    }
 
 
 def _require_finite(values: np.ndarray, problem: str, stage: str, settings: FitParams) -> None:
@@ -117,6 +155,7 @@ def _compile(suffix: keras.Model, settings: FitParams, training: TrainingParams,
         metrics=["accuracy"],
         jit_compile=False,
     )
+    suffix.optimizer.build(suffix.trainable_variables)
 
 
 def _epoch_batches(

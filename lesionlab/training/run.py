@@ -2,7 +2,7 @@
 
 import tempfile
 import time
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import keras
@@ -21,13 +21,14 @@ from lesionlab.files import (
     write_table,
 )
 from lesionlab.models.backbones import find_backbone
-from lesionlab.models.networks import Architecture, freeze, prefix_of, softmax
+from lesionlab.models.networks import Architecture, freeze, in_float32, prefix_of, softmax
 from lesionlab.models.saved import Classifier, Description, save_classifier
 from lesionlab.params import FitParams, Params
 from lesionlab.training.backend import environment
-from lesionlab.training.fit import Fit, Task, fit
+from lesionlab.training.fit import Fit, Task, fit, predict_rows
 from lesionlab.training.pictures import draw_history
 from lesionlab.training.prefix import Inputs, cache_folder
+from lesionlab.training.resume import states_folder
 from lesionlab.training.threshold import choose_threshold, fit_temperature
 
 BYTES_A_GIB = 2**30
@@ -77,9 +78,24 @@ def run_training(
         prefix=prefix_of(network, boundary) if boundary else None,
         cache=cache_folder() if params.training.prefix_cache else None,
         cache_bytes=params.training.prefix_cache_gib * BYTES_A_GIB,
+        cache_dtype=params.training.cache_dtype,
+        block_ends=tuple(_block_ends(architecture)),
     )
     copies = params.augment.copies if boundary else 0
-    result = fit(suffix, inputs, task, settings, params.training, stage=stage, seed=params.seed, copies=copies)
+    result = fit(
+        suffix,
+        inputs,
+        task,
+        settings,
+        params.training,
+        stage=stage,
+        seed=params.seed,
+        copies=copies,
+        states=states_folder(),
+    )
+    if keras.config.dtype_policy().name != "float32" or params.training.cache_dtype != "float32":
+        # The threshold and the figures belong to the network as it is saved and used, which rounds nothing.
+        result = replace(result, val_probabilities=_predict_in_float32(network, architecture, images, task, params))
     proof = read_json(paths.proof)
     temperature, threshold = _operating_point(task, result)
     description = Description(
@@ -142,7 +158,7 @@ def read_task(crops: Path, split: Path, classes: list[str]) -> Task:
 def describe_training(
     task: Task, result: Fit, proof: dict, network: keras.Model, suffix: keras.Model, seed: int
 ) -> dict:
-    """metrics/<stage>.json: protocol and seed, validation figures at the best epoch, size of the network."""
+    """metrics/<stage>.json: protocol and seed, validation figures at the best epoch, type and size of the network."""
     labels, probabilities = task.labels[task.val], result.val_probabilities
     scores = probabilities[:, 1] if task.classes == 2 else probabilities
     numbers = np.arange(task.classes)
@@ -159,9 +175,25 @@ def describe_training(
         },
         "best_epoch": result.best_epoch,
         "epochs": len(result.history),
+        "dtype": network.dtype_policy.name,
         "parameters": network.count_params(),
         "trained_parameters": sum(int(np.prod(weight.shape)) for weight in suffix.trainable_weights),
     }
+
+
+def _predict_in_float32(
+    network: keras.Model, architecture: Architecture, images: np.ndarray, task: Task, params: Params
+) -> np.ndarray:
+    """Class probabilities of the validation crops, computed as a saved model does: (len(val), classes)."""
+    inputs = Inputs(
+        images,
+        architecture.preprocessing,
+        params.augment,
+        params.seed,
+        params.training.batch_size,
+        params.training.threads,
+    )
+    return predict_rows(in_float32(network, architecture), inputs, task.val)
 
 
 def _operating_point(task: Task, result: Fit) -> tuple[float, float | None]:
