@@ -138,6 +138,11 @@ class EvaluateParams(Section):
 
     resamples: Annotated[int, Field(ge=100)]
     worst: Count
+    subgroups: list[str]
+    ensemble: list[Literal["baseline", "transfer", "finetune"]]
+    mc_dropout: Count
+    refer_rate: Annotated[float, Field(ge=0, lt=1)]
+    tta: Annotated[int, Field(ge=0, le=8)]
 
 
 class DetectParams(Section):

@@ -10,12 +10,21 @@ import matplotlib.pyplot as plt
 
 from lesionlab.files import whole_file
 
-# Okabe and Ito's palette, told apart by colour-blind readers too.
-MODEL_COLOURS = {"baseline": "#E69F00", "transfer": "#0072B2", "finetune": "#009E73"}
+# Okabe and Ito's palette, told apart by colour-blind readers too; greys for models that do not look at shapes.
+MODEL_COLOURS = {
+    "baseline": "#E69F00", "transfer": "#0072B2", "finetune": "#009E73", "ensemble": "#CC79A7",
+    "control_mean_colour": "#999999", "control_colour_histogram": "#555555",
+}  # fmt: skip
+OTHER_COLOUR = "black"  # of a model that the pipeline does not name
 LESION_COLOUR = "#56B4E9"
 HIT_COLOUR = "#009E73"
 MISS_COLOUR = "#D55E00"
 GAP = 2  # pixels between the pictures of a contact sheet
+
+
+def model_colour(model: str) -> str:
+    """The colour of a model in every picture."""
+    return MODEL_COLOURS.get(model, OTHER_COLOUR)
 
 
 def save_figure(figure: plt.Figure, path: Path) -> None:

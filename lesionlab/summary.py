@@ -4,6 +4,7 @@ from pathlib import Path
 
 import typer
 
+from lesionlab.evaluation.table import evaluation_table, interval
 from lesionlab.files import read_json
 from lesionlab.stage import run
 
@@ -16,25 +17,15 @@ def main(metrics: Path = Path("metrics")) -> None:
 
 def table(evaluated: dict, detected: dict) -> list[str]:
     """Lines of the table: test figures with 95 % intervals, their protocol and seed."""
-    kind = "group-disjoint" if evaluated["group_disjoint"] else "NOT group-disjoint"
-    head = f"protocol {evaluated['protocol']} ({kind}), seed {evaluated['seed']}"
-    lines = ["", f"{evaluated['crops']} test crops of {evaluated['groups']} groups, {head}; [95 % interval]"]
-    lines.append(f"{'model':<12}{'accuracy':<24}{'AUC':<24}")
-    for model in ("baseline", "transfer", "finetune"):
-        figures = evaluated[model]
-        lines.append(f"{model:<12}{_figure(figures['accuracy']):<24}{_figure(figures['roc_auc']):<24}")
+    lines = ["", *evaluation_table(evaluated)]
     operating = detected.get("operating", {})
     if "recall" in operating:
         lines.append(
-            f"detection on {detected['frames']} test frames: recall {_figure(operating['recall'])}, "
-            f"false positives a frame {_figure(operating['false_positives_per_frame'])}"
+            f"detection on {detected['frames']} test frames: recall {interval(operating['recall'])}, "
+            f"false positives a frame {interval(operating['false_positives_per_frame'])}"
         )
     lines.append("pictures: pictures/crops.png, pictures/evaluate/, pictures/detections/")
     return lines
-
-
-def _figure(figure: dict) -> str:
-    return f"{figure['value']:.3f} [{figure['low']:.3f}, {figure['high']:.3f}]"
 
 
 if __name__ == "__main__":

@@ -1,8 +1,9 @@
-"""evaluate: the three models on the test subset, with intervals.
+"""evaluate: the three models, their ensemble and colour controls on the test subset, with intervals.
 
 reads   data/crops, data/split.csv, metrics/split.json, models/baseline, models/transfer, models/finetune
-writes  metrics/evaluate.json   each metric as value, low, high (95 %, bootstrap over groups)
-        plots/evaluate/         ROC, PR and confusion data as CSV
+writes  metrics/evaluate.json   headline metrics as value, low, high (95 %, bootstrap over groups); comparison; warning
+        plots/evaluate/         as CSV: figures, comparison, calibration, uncertainty, subgroups; for each model
+                                roc, pr, confusion, reliability, risk_coverage, predictions (a row a test crop)
         pictures/evaluate/      the same to look at, and the worst mistakes
 params  seed, training.batch_size, training.threads, evaluate
 """
@@ -24,15 +25,20 @@ def main(
     metrics: Annotated[Path, Option(help="JSON file to write")],
     plots: Annotated[Path, Option(help="folder to write CSV files to")],
     pictures: Annotated[Path, Option(help="folder to write pictures to")],
+    member: Annotated[
+        list[Path] | None, Option(help="folder of a model of the ensemble, instead of those that params.yaml names")
+    ] = None,
 ) -> None:
     from lesionlab.training.backend import start_keras
 
     params = read_params()
     start_keras(params.training.threads)  # before anything that imports Keras
     from lesionlab.evaluation.run import Paths, run_evaluation
+    from lesionlab.evaluation.table import evaluation_table
 
-    paths = Paths(crops, split, proof, model, metrics, plots, pictures)
-    run_evaluation(paths, params.evaluate, batch_size=params.training.batch_size, seed=params.seed)
+    paths = Paths(crops, split, proof, model, member or [], metrics, plots, pictures)
+    written = run_evaluation(paths, params.evaluate, batch_size=params.training.batch_size, seed=params.seed)
+    print("\n".join(evaluation_table(written)))
 
 
 if __name__ == "__main__":

@@ -24,14 +24,19 @@ import stages.transfer
 from lesionlab.data.crops import content_box
 from lesionlab.data.readers import read_rgb
 from lesionlab.errors import InputError
+from lesionlab.evaluation.predictions import predict_crops
 from lesionlab.files import file_digest, read_json
 from lesionlab.models.backbones import find_backbone
-from lesionlab.models.networks import build_network
+from lesionlab.models.networks import build_network, softmax
 from lesionlab.models.saved import load_classifier
+from lesionlab.training.threshold import choose_threshold, fit_temperature
 
 STAGES = ("download", "crop", "split", "baseline", "transfer", "finetune", "evaluate", "detect")
 MODELS = ("baseline", "transfer", "finetune")
 FIGURES = ("accuracy", "balanced_accuracy", "precision", "recall", "specificity", "f1", "roc_auc", "pr_auc")
+HEADLINES = (*FIGURES, "ece", "ece_before_scaling", "aurc", "aurc_gain", "error_at_90_coverage")
+CONTROLS = ("control_mean_colour", "control_colour_histogram")
+ROWS = (*MODELS, "ensemble", *(f"{name}_tta" for name in MODELS), *CONTROLS)
 EPOCHS = {"baseline": 2, "transfer": 6, "finetune": 3}
 CHANGES = {
     "model.weights": "some.weights.h5", "transfer.learning_rate": 0.01, "detect.window_sizes": [0.5, 0.8],
@@ -134,10 +139,14 @@ def test_every_promised_file_is_there(project):
     for name in MODELS:
         assert {f"models/{name}/model.json", f"models/{name}/model.weights.h5"} <= files
         assert {f"metrics/{name}.json", f"plots/{name}.csv"} <= files
-        assert {f"plots/evaluate/{kind}_{name}.csv" for kind in ("roc", "pr", "confusion")} <= files
+        kinds = ("roc", "pr", "confusion", "reliability", "reliability_unscaled", "risk_coverage", "predictions")
+        assert {f"plots/evaluate/{kind}_{name}.csv" for kind in kinds} <= files
         assert f"pictures/evaluate/worst_{name}.png" in files
     assert {"data/crops/images.npy", "data/crops/index.csv", "data/split.csv", "pictures/crops.png"} <= files
-    assert {f"pictures/evaluate/{name}.png" for name in ("roc", "pr", "confusion")} <= files
+    drawn = ("roc", "pr", "confusion", "calibration", "risk_coverage", "subgroups_lesion_size")
+    assert {f"pictures/evaluate/{name}.png" for name in drawn} <= files
+    tables = ("figures", "comparison", "calibration", "uncertainty", "subgroups")
+    assert {f"plots/evaluate/{name}.csv" for name in tables} <= files
     assert {"plots/froc.csv", "pictures/detections/froc.png", "data/detections.csv"} <= files
     overlays = sorted(path.name.split("_")[0] for path in (project / "pictures" / "detections").glob("*_*.png"))
     assert overlays == ["best", "median", "worst"]
@@ -186,8 +195,9 @@ def test_evaluation_is_on_the_test_subset_with_intervals(project):
     test = index[split["subset"] == "test"]
     assert (metrics["subset"], metrics["crops"], metrics["groups"]) == ("test", len(test), test["group"].nunique())
     for name in MODELS:
-        assert tuple(metrics[name]) == FIGURES
-        for figure in metrics[name].values():
+        assert tuple(metrics[name]) == HEADLINES
+        for key in FIGURES:
+            figure = metrics[name][key]
             assert 0 <= figure["low"] <= figure["value"] <= figure["high"] <= 1
         confusion = pd.read_csv(f"plots/evaluate/confusion_{name}.csv")
         assert confusion["actual"].tolist() == test["label"].tolist()
@@ -211,6 +221,96 @@ def test_the_threshold_in_model_json_is_the_one_that_evaluation_uses(project):
     accuracy = (called == (index["label"][rows] == "polyp")).mean()
     figure = read_json(Path("metrics/evaluate.json"))["finetune"]["accuracy"]["value"]
     assert figure == pytest.approx(accuracy, abs=1e-6)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", MODELS)
+def test_temperature_and_threshold_are_those_that_validation_crops_give(project, name):
+    index, split = pd.read_csv("data/crops/index.csv"), pd.read_csv("data/split.csv")
+    rows = np.flatnonzero(split["subset"] == "val")
+    labels = (index["label"][rows] == "polyp").to_numpy().astype(int)
+    classifier = load_classifier(Path("models") / name)
+    logits = predict_crops(classifier, np.load("data/crops/images.npy"), rows, 16).logits
+    temperature = classifier.description.temperature
+    assert temperature == pytest.approx(fit_temperature(labels, logits), rel=1e-3)
+    expected = choose_threshold(labels, softmax(logits, temperature)[:, 1])
+    assert classifier.description.threshold == pytest.approx(expected, abs=1e-5)
+
+
+@pytest.mark.slow
+def test_every_row_of_the_table_has_every_metric(project):
+    figures = pd.read_csv("plots/evaluate/figures.csv")
+    assert tuple(figures["model"].unique()) == ROWS
+    metrics = read_json(Path("metrics/evaluate.json"))
+    for name in CONTROLS:
+        assert tuple(metrics[name]) == ("accuracy", "balanced_accuracy", "roc_auc")
+    for model, rows in figures.groupby("model"):
+        assert {*FIGURES, "ece", "brier", "log_loss", "aurc"} <= set(rows["metric"])
+        for metric, figure in metrics.get(model, {}).items():
+            value = rows.set_index("metric").loc[metric, "value"]
+            assert figure["value"] == pytest.approx(value, abs=1e-5)
+    assert metrics["warning"] is None or metrics["warning"].startswith("control_")
+
+
+@pytest.mark.slow
+def test_models_are_compared_on_the_same_crops(project):
+    comparison = pd.read_csv("plots/evaluate/comparison.csv")
+    pairs = list(dict.fromkeys(zip(comparison["model"], comparison["reference"], strict=True)))
+    assert pairs[:5] == [
+        ("transfer", "baseline"), ("finetune", "baseline"), ("finetune", "transfer"),
+        ("ensemble", "transfer"), ("ensemble", "finetune"),
+    ]  # fmt: skip
+    assert pairs[5:8] == [(f"{name}_tta", name) for name in MODELS]
+    assert [reference for _, reference in pairs[8:]] == list(CONTROLS)
+    values = pd.read_csv("plots/evaluate/figures.csv").set_index(["model", "metric"])["value"]
+    for row in comparison.itertuples():
+        expected = values[row.model, row.metric] - values[row.reference, row.metric]
+        assert row.difference == pytest.approx(expected, abs=1e-5)
+        assert row.low <= row.difference + 1e-6
+        assert row.difference <= row.high + 1e-6
+    predicted = {name: pd.read_csv(f"plots/evaluate/predictions_{name}.csv") for name in ("transfer", "finetune")}
+    right = {name: table["predicted"] == table["label"] for name, table in predicted.items()}
+    row = comparison.query("model == 'finetune' and reference == 'transfer' and metric == 'accuracy'").iloc[0]
+    assert row["model_right"] == (right["finetune"] & ~right["transfer"]).sum()
+    assert row["reference_right"] == (right["transfer"] & ~right["finetune"]).sum()
+
+
+@pytest.mark.slow
+def test_predictions_say_how_sure_a_model_is(project):
+    tables = {name: pd.read_csv(f"plots/evaluate/predictions_{name}.csv") for name in (*MODELS, "ensemble")}
+    for name, table in tables.items():
+        assert table["id"].tolist() == np.flatnonzero(pd.read_csv("data/split.csv")["subset"] == "test").tolist()
+        np.testing.assert_allclose(table["p_background"] + table["p_polyp"], 1, atol=1e-5)
+        called = np.where(table["predicted"] == "polyp", table["p_polyp"], table["p_background"])
+        np.testing.assert_allclose(table["uncertainty"], 1 - called, atol=1e-5)
+        assert table["mutual_information"].between(0, np.log(2)).all()
+        assert table["mutual_information"].gt(0).any(), name
+        assert (table["mutual_information"] <= table["entropy"] + 1e-6).all()
+        referred = table["uncertainty"][table["referred"] == 1]
+        assert referred.min() > table["uncertainty"][table["referred"] == 0].max() if len(referred) else True
+    mean = (tables["transfer"]["p_polyp"] + tables["finetune"]["p_polyp"]) / 2
+    np.testing.assert_allclose(tables["ensemble"]["p_polyp"], mean, atol=1e-5)
+
+
+@pytest.mark.slow
+def test_members_by_command_make_the_ensemble(project, tmp_path):
+    outs = {"metrics": tmp_path / "mine.json", "plots": tmp_path / "plots", "pictures": tmp_path / "pictures"}
+    members = [Path("models/transfer"), Path("models/finetune")]
+    stages.evaluate.main(**SPLIT, model=[Path("models/baseline")], member=members, **outs)
+    mine, whole = read_json(outs["metrics"]), read_json(Path("metrics/evaluate.json"))
+    assert mine["ensemble"] == whole["ensemble"]
+    assert "finetune" not in mine
+    stages.evaluate.main(**SPLIT, model=[Path("models/baseline")], **outs)
+    assert "ensemble" not in read_json(outs["metrics"])
+
+
+@pytest.mark.slow
+def test_a_subgroup_that_is_no_column_is_an_error(project, tmp_path):
+    change_params(project, {"evaluate.subgroups": ["scanner"]})
+    outs = {"metrics": tmp_path / "mine.json", "plots": tmp_path / "plots", "pictures": tmp_path / "pictures"}
+    with pytest.raises(InputError, match=r"evaluate\.subgroups: 'scanner' is no column .* lesion_size, id, label"):
+        stages.evaluate.main(**SPLIT, model=[Path("models/baseline")], **outs)
+    change_params(project, {"evaluate.subgroups": ["lesion_size"]})
 
 
 @pytest.mark.slow
@@ -338,8 +438,9 @@ def test_three_classes_without_masks_go_through_evaluate(three_classes):
     assert metrics["group_disjoint"] is False
     assert metrics["crops"] == 12
     for name in MODELS:
-        assert tuple(metrics[name]) == FIGURES
-        for figure in metrics[name].values():
+        assert tuple(metrics[name]) == HEADLINES
+        for key in FIGURES:
+            figure = metrics[name][key]
             assert 0 <= figure["low"] <= figure["value"] <= figure["high"] <= 1
         confusion = pd.read_csv(f"plots/evaluate/confusion_{name}.csv")
         assert set(confusion["actual"]) == {"left", "middle", "right"}

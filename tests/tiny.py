@@ -27,6 +27,8 @@ SMALL = {
     "finetune.epochs": 1,
     "evaluate.resamples": 100,
     "evaluate.worst": 4,
+    "evaluate.mc_dropout": 3,
+    "evaluate.tta": 2,
     "detect.window_sizes": [0.5],
     "detect.max_frames": 4,
     "detect.overlays": 3,

@@ -1,6 +1,8 @@
 """Figures of a classifier, each as a function of crop weights, so that one pass gives value and bootstrap interval."""
 
+from collections.abc import Callable
 from dataclasses import dataclass
+from functools import partial
 
 import numpy as np
 import pandas as pd
@@ -30,6 +32,57 @@ class Scores:
         if self.threshold is None:
             return self.probabilities.argmax(axis=1)
         return (self.probabilities[:, -1] >= self.threshold).astype(int)
+
+    @property
+    def wrong(self) -> np.ndarray:
+        """(n,) whether the class called at the operating point is another than the label."""
+        return self.predicted != self.labels
+
+
+@dataclass(frozen=True)
+class Figures:
+    """Metrics of one model, and the same metrics of every bootstrap resample.
+
+    values: a number a metric. distribution: (resamples, metrics). groups: how many were drawn from.
+    """
+
+    values: pd.Series
+    distribution: pd.DataFrame
+    groups: int
+
+    def minus(self, other: "Figures") -> "Figures":
+        """The paired difference: both were made from the same groups, resamples and seed, so from the same draws."""
+        return Figures(self.values - other.values, self.distribution - other.distribution, self.groups)
+
+    def table(self) -> pd.DataFrame:
+        """A row a metric: metric, value, low, high (95 %, percentile bootstrap); of one group no interval is known."""
+        low, high = np.full((2, len(self.values)), np.nan)
+        known = self.distribution.notna().any(axis=0).to_numpy()
+        if self.groups > 1 and known.any():
+            low[known], high[known] = np.nanpercentile(self.distribution.to_numpy()[:, known], INTERVAL, axis=0)
+        columns = {"metric": self.values.index, "value": self.values.to_numpy(), "low": low, "high": high}
+        return pd.DataFrame(columns)
+
+
+def bootstrap(
+    metrics: Callable[[np.ndarray], dict[str, np.ndarray]], groups: np.ndarray, resamples: int, seed: int
+) -> Figures:
+    """Metrics of all crops and of `resamples` draws of groups with replacement.
+
+    metrics: a function of weights (draws, n) that gives a (draws,) array a metric. groups: (n,) names.
+    Groups, not crops, are drawn: crops of one patient or sequence are not independent.
+    Source: Efron & Tibshirani, An Introduction to the Bootstrap, 1993, chapter 13; Field & Welsh 2007 for clusters.
+    """
+    group, names = pd.factorize(groups)
+    rng = generator(seed, "evaluate", "bootstrap")
+    parts = []
+    for start in range(0, resamples, CHUNK):
+        drawn = rng.multinomial(len(names), np.full(len(names), 1 / len(names)), min(CHUNK, resamples - start))
+        parts.append(pd.DataFrame(metrics(drawn[:, group].astype("float64"))))
+    values = metrics(np.ones((1, len(groups))))
+    return Figures(
+        pd.Series({name: value[0] for name, value in values.items()}), pd.concat(parts, ignore_index=True), len(names)
+    )
 
 
 def classification_metrics(scores: Scores, weights: np.ndarray) -> dict[str, np.ndarray]:
@@ -66,23 +119,8 @@ def classification_metrics(scores: Scores, weights: np.ndarray) -> dict[str, np.
 
 
 def with_intervals(scores: Scores, resamples: int, seed: int) -> pd.DataFrame:
-    """A row a metric: metric, value, low, high (95 % interval, percentile bootstrap over groups).
-
-    Groups, not crops, are drawn with replacement: crops of one patient or sequence are not independent.
-    Source: Efron & Tibshirani, An Introduction to the Bootstrap, 1993, chapter 13; Field & Welsh 2007 for clusters.
-    """
-    group, names = pd.factorize(scores.groups)
-    rng = generator(seed, "evaluate", "bootstrap")
-    parts = []
-    for start in range(0, resamples, CHUNK):
-        drawn = rng.multinomial(len(names), np.full(len(names), 1 / len(names)), min(CHUNK, resamples - start))
-        parts.append(pd.DataFrame(classification_metrics(scores, drawn[:, group].astype("float64"))))
-    distribution = pd.concat(parts)
-    values = classification_metrics(scores, np.ones((1, len(scores.labels))))
-    low, high = np.nanpercentile(distribution.to_numpy(), INTERVAL, axis=0)
-    table = pd.DataFrame({"metric": distribution.columns, "low": low, "high": high})
-    table.insert(1, "value", [values[name][0] for name in table["metric"]])
-    return table
+    """Classification metrics as a row each: metric, value, low, high (95 % interval, bootstrap over groups)."""
+    return bootstrap(partial(classification_metrics, scores), scores.groups, resamples, seed).table()
 
 
 def _areas(positive: np.ndarray, score: np.ndarray, weights: np.ndarray) -> tuple[np.ndarray, np.ndarray]:

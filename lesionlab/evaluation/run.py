@@ -1,93 +1,140 @@
-"""Each model on the test subset: metrics with intervals, curves, confusion matrices, the worst mistakes."""
+"""Each model on the test subset: metrics with intervals, comparison, calibration, uncertainty, subgroups, pictures."""
 
 import time
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 
 import numpy as np
 import pandas as pd
 
 from lesionlab import tracking
-from lesionlab.errors import InputError
-from lesionlab.evaluation import pictures
-from lesionlab.evaluation.metrics import Scores, with_intervals
-from lesionlab.files import (
-    file_digest,
-    read_images,
-    read_index,
-    read_json,
-    read_split,
-    whole_folder,
-    write_json,
-    write_table,
+from lesionlab.evaluation import candidates, pictures
+from lesionlab.evaluation.calibration import reliability
+from lesionlab.evaluation.candidates import Candidate, Crops
+from lesionlab.evaluation.comparison import COMPARED, compare
+from lesionlab.evaluation.controls import CONTROLS, warn_of_controls
+from lesionlab.evaluation.metrics import Figures, bootstrap
+from lesionlab.evaluation.subgroups import subgroup_levels, subgroup_table
+from lesionlab.evaluation.uncertainty import (
+    decision_uncertainty,
+    referral_metrics,
+    referral_threshold,
+    risk_coverage,
+    selective_metrics,
 )
-from lesionlab.models.saved import Classifier, load_classifier
+from lesionlab.files import file_digest, read_json, whole_folder, write_json, write_table
 from lesionlab.params import EvaluateParams
+
+ENSEMBLE = "ensemble"
+# Of all that plots/evaluate/figures.csv holds, what metrics/evaluate.json repeats for `dvc metrics diff`.
+CLASSIFICATION = ("accuracy", "balanced_accuracy", "precision", "recall", "specificity", "f1", "roc_auc", "pr_auc")
+HEADLINES = (*CLASSIFICATION, "ece", "ece_before_scaling", "aurc", "aurc_gain", "error_at_90_coverage")
+CONTROL_HEADLINES = ("accuracy", "balanced_accuracy", "roc_auc")
 
 
 @dataclass(frozen=True)
 class Paths:
-    """What the evaluate stage reads (crops, split, proof, models) and writes (metrics, plots as CSV, pictures)."""
+    """What the evaluate stage reads (crops, split, proof, models) and writes (metrics, plots as CSV, pictures).
+
+    members: models of the ensemble that are no rows of their own; none: those that evaluate.ensemble names.
+    """
 
     crops: Path
     split: Path
     proof: Path
     models: list[Path]
+    members: list[Path]
     metrics: Path
     plots: Path
     pictures: Path
 
 
-def run_evaluation(paths: Paths, params: EvaluateParams, *, batch_size: int, seed: int) -> pd.DataFrame:
-    """Evaluate every model on the same test crops, write everything, and return the table of figures.
+def run_evaluation(paths: Paths, params: EvaluateParams, *, batch_size: int, seed: int) -> dict:
+    """Evaluate every model on the same test crops, write everything, and return what metrics/evaluate.json holds.
 
-    The test subset chooses nothing: each threshold comes from model.json, where validation put it.
+    The test subset chooses nothing: thresholds and temperatures come from validation.
     """
     started = time.perf_counter()
-    index = read_split(paths.split, read_index(paths.crops))
-    images = read_images(paths.crops)
-    rows = np.flatnonzero(index["subset"] == "test")
-    test = index.iloc[rows]
-    scores: dict[str, Scores] = {}
-    classes: list[str] = []
-    for folder in paths.models:
-        classifier = load_classifier(folder)
-        classes = _same_classes(classes, classifier, folder)
-        unknown = sorted(set(test["label"]) - set(classes))
-        if unknown:
-            raise InputError(f"{folder}: knows no class '{unknown[0]}' (knows {', '.join(classes)}); run dvc repro")
-        labels = test["label"].map({name: k for k, name in enumerate(classes)}).to_numpy()
-        probabilities = classifier.predict(images, rows, batch_size, desc=f"evaluate {folder.name}")
-        scores[folder.name] = Scores(labels, probabilities, test["group"].to_numpy(), classifier.description.threshold)
-    tables = {name: with_intervals(score, params.resamples, seed) for name, score in scores.items()}
+    crops = candidates.read_crops(paths.crops, paths.split)
+    levels = {column: subgroup_levels(crops.index, column) for column in params.subgroups}
+    found, pairs, classes = _candidates(paths, crops, params, batch_size, seed)
+    figures = {name: candidate.figures(params.resamples, seed) for name, candidate in found.items()}
+    networks = {name: candidate for name, candidate in found.items() if candidate.uncalibrated is not None}
+    best = candidates.best_on_validation({name: found[name] for name in networks if name != ENSEMBLE})
+    scores = {name: candidate.test for name, candidate in found.items()}
+    comparison = compare([*pairs, *((best, control) for control in CONTROLS)], scores, figures)
+    rows = crops.rows("test")
+    tables = {
+        "figures": pd.concat([figure.table().assign(model=name) for name, figure in figures.items()])[
+            ["model", "metric", "value", "low", "high"]
+        ],
+        "comparison": comparison,
+        "calibration": calibration_table(networks, figures),
+        "uncertainty": uncertainty_table(networks, params, seed),
+        "subgroups": subgroup_table(
+            {name: candidate.test for name, candidate in networks.items()},
+            {column: names.iloc[rows] for column, names in levels.items()},
+            classes, params.resamples, seed,
+        ),
+    }  # fmt: skip
+    tables |= curves(networks, found)
+    tables |= predictions(networks, crops, classes, params.refer_rate)
     proof = read_json(paths.proof)
-    metrics = describe(tables, test, proof, seed, params.resamples)
+    metrics = describe(figures, comparison, warn_of_controls(best, figures), proof, crops, params.resamples, seed)
     write_json(paths.metrics, metrics)
-    curves = {
-        "roc": {model: pictures.roc_points(score) for model, score in scores.items()},
-        "pr": {model: pictures.pr_points(score) for model, score in scores.items()},
-    }
-    _write_plots(paths.plots, curves, scores, classes)
-    _draw_pictures(paths.pictures, curves, scores, tables, np.asarray(images[rows]), classes, params.worst)
+    with whole_folder(paths.plots) as folder:
+        for name, table in tables.items():
+            write_table(folder / f"{name}.csv", table)
+    _draw(paths, tables, figures, found, networks, crops, classes, params.worst)
     tracking.log_stage(
         "evaluate",
         params={"seed": seed, "evaluate": params.model_dump()},
         history=None,
-        metrics={model: metrics[model] for model in tables},
+        metrics={model: metrics[model] for model in figures},
         pictures=[paths.pictures],
         tags={"lesionlab.data": file_digest(paths.split), "lesionlab.protocol": proof["protocol"]},
         seconds=time.perf_counter() - started,
     )
-    return pd.concat([table.assign(model=name) for name, table in tables.items()])
+    return metrics
 
 
-def describe(tables: dict[str, pd.DataFrame], test: pd.DataFrame, proof: dict, seed: int, resamples: int) -> dict:
-    """metrics/evaluate.json: protocol, seed, size of the test subset; each metric as value, low, high."""
-    figures = {
-        model: {row.metric: {"value": row.value, "low": row.low, "high": row.high} for row in table.itertuples()}
-        for model, table in tables.items()
-    }
-    return {
+def _candidates(
+    paths: Paths, crops: Crops, params: EvaluateParams, batch_size: int, seed: int
+) -> tuple[dict[str, Candidate], list[tuple[str, str]], list[str]]:
+    """All rows of the table, the pairs of them that are compared, and the classes."""
+    models, classes = candidates.load_models([*paths.models, *paths.members], crops)
+    evaluate = partial(candidates.network, crops=crops, params=params, batch_size=batch_size, seed=seed)
+    found, averaged = {}, {}
+    for folder in paths.models:
+        own, *views = evaluate(folder.name, models[folder]).items()
+        found |= dict([own])
+        averaged |= dict(views)
+    names = list(found)
+    pairs = [(later, earlier) for number, later in enumerate(names) for earlier in names[:number]]
+    members = {name: found[name] for name in params.ensemble if name in found}
+    if paths.members:
+        plain = params.model_copy(update={"mc_dropout": 0, "tta": 0})
+        members = {str(path): evaluate(path.name, models[path], params=plain)[path.name] for path in paths.members}
+    if len(members) > 1:
+        found[ENSEMBLE] = candidates.ensemble(list(members.values()))
+        pairs += [(ENSEMBLE, name) for name in members if name in found]
+    pairs += [(name, name.removesuffix("_tta")) for name in averaged]
+    return found | averaged | candidates.controls(crops, classes), pairs, classes
+
+
+def describe(
+    figures: dict[str, Figures],
+    comparison: pd.DataFrame,
+    warning: str | None,
+    proof: dict,
+    crops: Crops,
+    resamples: int,
+    seed: int,
+) -> dict:
+    """metrics/evaluate.json: protocol, seed, size of the test subset; headline metrics as value, low, high."""
+    test = crops.index.iloc[crops.rows("test")]
+    content = {
         "subset": "test",
         "protocol": proof["protocol"],
         "group_disjoint": proof["group_disjoint"],
@@ -96,52 +143,146 @@ def describe(tables: dict[str, pd.DataFrame], test: pd.DataFrame, proof: dict, s
         "resamples": resamples,
         "crops": len(test),
         "groups": test["group"].nunique(),
-        **figures,
     }
+    for name, figure in figures.items():
+        table = figure.table().set_index("metric")
+        wanted = CONTROL_HEADLINES if name in CONTROLS else [metric for metric in HEADLINES if metric in table.index]
+        content[name] = {metric: _figure(table.loc[metric], "value") for metric in wanted}
+    content["comparison"] = {
+        f"{model}_minus_{reference}": {
+            **{row["metric"]: _figure(row, "difference") for _, row in rows.iterrows() if row["metric"] in COMPARED},
+            "mcnemar_p": _number(rows.loc[rows["metric"] == "accuracy", "p_value"].iloc[0]),
+            "delong_p": _number(rows.loc[rows["metric"] == "roc_auc", "p_value"].iloc[0]),
+        }
+        for (model, reference), rows in comparison.groupby(["model", "reference"], sort=False)
+        if reference not in CONTROLS
+    }
+    content["warning"] = warning
+    return content
 
 
-def _same_classes(classes: list[str], classifier: Classifier, folder: Path) -> list[str]:
-    own = classifier.description.architecture.classes
-    if classes and own != classes:
-        raise InputError(f"{folder}: classes {own} differ from the other models' {classes}; run dvc repro")
-    return own
+def calibration_table(networks: dict[str, Candidate], figures: dict[str, Figures]) -> pd.DataFrame:
+    """A row a model, state and metric: model, temperature, scaled (false: all temperatures 1), metric, value, ..."""
+    rows = []
+    for name, candidate in networks.items():
+        table = figures[name].table().set_index("metric")
+        for scaled in (False, True):
+            for metric in ("ece", "ece_adaptive", "brier", "log_loss"):
+                row = table.loc[metric if scaled else f"{metric}_before_scaling"]
+                temperature = candidate.temperature if scaled else 1.0
+                rows.append({"model": name, "temperature": temperature, "scaled": scaled, "metric": metric, **row})
+    return pd.DataFrame(rows)
 
 
-def _write_plots(
-    folder: Path, curves: dict[str, dict[str, pd.DataFrame]], scores: dict[str, Scores], classes: list[str]
-) -> None:
-    names = np.array(classes)
-    with whole_folder(folder) as temporary:
-        for kind, points in curves.items():
-            for model, table in points.items():
-                write_table(temporary / f"{kind}_{model}.csv", table)
-        for model, score in scores.items():
-            table = pd.DataFrame({"actual": names[score.labels], "predicted": names[score.predicted]})
-            write_table(temporary / f"confusion_{model}.csv", table)
+def uncertainty_table(networks: dict[str, Candidate], params: EvaluateParams, seed: int) -> pd.DataFrame:
+    """A row a model, measure and metric: model, measure, metric, value, low, high (95 %, bootstrap over groups).
+
+    Measures: decision (1 - probability of the called class), entropy, mutual_information where there are members; of
+    each the risk-coverage figures. `decision` has the referral's figures too.
+    """
+    parts = []
+    for name, candidate in networks.items():
+        wrong, groups = candidate.test.wrong, candidate.test.groups
+        measures = {"decision": decision_uncertainty(candidate.test), "entropy": candidate.entropy}
+        if candidate.members is not None:
+            measures["mutual_information"] = candidate.mutual_information
+        functions = [(key, partial(selective_metrics, wrong, value)) for key, value in measures.items()]
+        referred = measures["decision"] > referral_threshold(candidate.validation, params.refer_rate)
+        functions.append(("decision", referral_metrics(wrong, referred)))
+        for measure, function in functions:
+            table = bootstrap(function, groups, params.resamples, seed).table()
+            parts.append(table.assign(model=name, measure=measure))
+    return pd.concat(parts)[["model", "measure", "metric", "value", "low", "high"]]
 
 
-def _draw_pictures(
-    folder: Path,
-    curves: dict[str, dict[str, pd.DataFrame]],
-    scores: dict[str, Scores],
+def curves(networks: dict[str, Candidate], found: dict[str, Candidate]) -> dict[str, pd.DataFrame]:
+    """Points of ROC and precision-recall of all rows; reliability and risk-coverage of the networks."""
+    tables = {f"roc_{name}": pictures.roc_points(candidate.test) for name, candidate in found.items()}
+    tables |= {f"pr_{name}": pictures.pr_points(candidate.test) for name, candidate in found.items()}
+    for name, candidate in networks.items():
+        tables[f"reliability_{name}"] = reliability(candidate.test)
+        tables[f"reliability_unscaled_{name}"] = reliability(candidate.uncalibrated)
+        curve = risk_coverage(candidate.test.wrong, decision_uncertainty(candidate.test))
+        tables[f"risk_coverage_{name}"] = pictures.thin(curve)
+    return tables
+
+
+def predictions(
+    networks: dict[str, Candidate], crops: Crops, classes: list[str], refer_rate: float
+) -> dict[str, pd.DataFrame]:
+    """A row a test crop: id, label, predicted, p_<class>, entropy, mutual_information, uncertainty, referred.
+
+    And, for DVC's confusion matrix, actual and predicted class alone.
+    """
+    tables, names = {}, np.array(classes)
+    for name, candidate in networks.items():
+        scores, uncertainty = candidate.test, decision_uncertainty(candidate.test)
+        columns = {"id": crops.index["id"].to_numpy()[crops.rows("test")], "label": names[scores.labels]}
+        columns["predicted"] = names[scores.predicted]
+        columns |= {f"p_{label}": scores.probabilities[:, number] for number, label in enumerate(classes)}
+        columns |= {"entropy": candidate.entropy, "mutual_information": candidate.mutual_information}
+        columns |= {"uncertainty": uncertainty}
+        columns["referred"] = (uncertainty > referral_threshold(candidate.validation, refer_rate)).astype(int)
+        tables[f"predictions_{name}"] = pd.DataFrame(columns)
+        tables[f"confusion_{name}"] = pd.DataFrame({"actual": columns["label"], "predicted": columns["predicted"]})
+    return tables
+
+
+def _draw(
+    paths: Paths,
     tables: dict[str, pd.DataFrame],
-    images: np.ndarray,
+    figures: dict[str, Figures],
+    found: dict[str, Candidate],
+    networks: dict[str, Candidate],
+    crops: Crops,
     classes: list[str],
     worst: int,
 ) -> None:
-    axes = {
-        "roc": ("false_positive_rate", "true_positive_rate", "roc_auc"),
-        "pr": ("recall", "precision", "pr_auc"),
-    }
-    with whole_folder(folder) as temporary:
-        for kind, (x, y, area) in axes.items():
-            titles = {model: _legend(model, table, area) for model, table in tables.items()}
-            pictures.draw_curves(temporary / f"{kind}.png", curves[kind], x, y, titles)
-        for model, score in scores.items():
-            pictures.draw_worst(temporary / f"worst_{model}.png", score, images, classes, worst)
-        pictures.draw_confusion(temporary / "confusion.png", scores, classes)
+    values = {name: figure.table().set_index("metric") for name, figure in figures.items()}
+    shown = [name for name in found if name in networks or name in CONTROLS]
+
+    def titled(names: list[str], metric: str, word: str) -> dict[str, str]:
+        rows = {name: values[name].loc[metric] for name in names}
+        return {name: f"{name}: {word} {r['value']:.3f} [{r['low']:.3f}, {r['high']:.3f}]" for name, r in rows.items()}
+
+    def points(kind: str, names: list[str]) -> dict[str, pd.DataFrame]:
+        return {name: tables[f"{kind}_{name}"] for name in names}
+
+    with whole_folder(paths.pictures) as folder:
+        pictures.draw_roc(folder / "roc.png", points("roc", shown), titled(shown, "roc_auc", "AUC"))
+        pictures.draw_pr(folder / "pr.png", points("pr", shown), titled(shown, "pr_auc", "AP"))
+        pictures.draw_reliability(
+            folder / "calibration.png",
+            {
+                "temperature 1": (
+                    points("reliability_unscaled", list(networks)),
+                    titled(list(networks), "ece_before_scaling", "ECE"),
+                ),
+                "temperature fitted on validation": (
+                    points("reliability", list(networks)),
+                    titled(list(networks), "ece", "ECE"),
+                ),
+            },
+        )
+        errors = {name: values[name].loc["aurc_random", "value"] for name in networks}
+        pictures.draw_risk_coverage(
+            folder / "risk_coverage.png",
+            points("risk_coverage", list(networks)), errors, titled(list(networks), "aurc", "area"),
+        )  # fmt: skip
+        for column, table in tables["subgroups"].groupby("column", sort=False):
+            pictures.draw_subgroups(folder / f"subgroups_{column}.png", table, str(column))
+        rows = crops.rows("test")
+        for folder_of_model in paths.models:
+            model = folder_of_model.name
+            sheet = folder / f"worst_{model}.png"
+            pictures.draw_worst(sheet, networks[model].test, crops.images, rows, classes, worst)
+        pictures.draw_confusion(folder / "confusion.png", {name: c.test for name, c in networks.items()}, classes)
 
 
-def _legend(model: str, table: pd.DataFrame, area: str) -> str:
-    row = table.set_index("metric").loc[area]
-    return f"{model}: {area.replace('_', ' ').upper()} {row['value']:.3f} [{row['low']:.3f}, {row['high']:.3f}]"
+def _figure(row: pd.Series, value: str) -> dict[str, float | None]:
+    return {"value": _number(row[value]), "low": _number(row["low"]), "high": _number(row["high"])}
+
+
+def _number(value: float) -> float | None:
+    """JSON has no NaN: a figure that is not defined is null."""
+    return None if pd.isna(value) else float(value)

@@ -1,0 +1,82 @@
+"""On whom does a model work: metrics by sequence, centre, scanner, size of the lesion."""
+
+from functools import partial
+from itertools import pairwise
+
+import numpy as np
+import pandas as pd
+from pandas.api.types import is_numeric_dtype
+
+from lesionlab.errors import InputError
+from lesionlab.evaluation.metrics import Scores, bootstrap, classification_metrics
+
+LESION_SIZE = "lesion_size"
+METRICS = ("accuracy", "recall", "specificity", "roc_auc")
+FEW_LEVELS = 3  # a numeric column with more values is cut in thirds
+FEW_GROUPS = 10  # below it the bootstrap over groups gives rough intervals
+
+
+def subgroup_levels(index: pd.DataFrame, column: str) -> pd.Series:
+    """The subgroup of every crop: a name, equal to the column's text, or the third that a number lies in.
+
+    index: all crops, not only those of the test subset, so that the thirds are the same for every fold.
+    `lesion_size` is derived: the side in pixels of a crop's window in its frame, which is the lesion's longer side
+    plus context, give or take the crop stage's jitter; background windows are cut at the sizes of the lesions.
+    Raises InputError where there is no such column.
+    """
+    if column == LESION_SIZE:
+        values = index["width"]
+    elif column in index:
+        values = index[column]
+    else:
+        known = ", ".join([LESION_SIZE, *index.columns])
+        raise InputError(f"params.yaml: evaluate.subgroups: '{column}' is no column of the crops' index (has: {known})")
+    if not is_numeric_dtype(values) or values.nunique() <= FEW_LEVELS:
+        return values.astype(str)
+    edges = np.unique(values.quantile([0, 1 / 3, 2 / 3, 1]))
+    names = [f"{low:g} to {high:g}" for low, high in pairwise(edges)]
+    return pd.cut(values, edges, labels=names, include_lowest=True).astype(pd.CategoricalDtype(names, ordered=True))
+
+
+def subgroup_table(
+    scores: dict[str, Scores], levels: dict[str, pd.Series], classes: list[str], resamples: int, seed: int
+) -> pd.DataFrame:
+    """Metrics of each model on each subgroup of the test crops, with intervals, long.
+
+    levels: for each column the subgroup of every test crop. model, column, level, crops, groups, metric, value, low,
+    high (95 %, bootstrap over the subgroup's groups), note. A metric that a subgroup does not define is NaN.
+    """
+    rows = []
+    for column, names in levels.items():
+        for level in names.cat.categories if names.dtype == "category" else sorted(names.unique()):
+            inside = (names == level).to_numpy()
+            if not inside.any():
+                continue
+            for model, whole in scores.items():
+                part = Scores(whole.labels[inside], whole.probabilities[inside], whole.groups[inside], whole.threshold)
+                table = _metrics(part, resamples, seed)
+                head = {"model": model, "column": column, "level": level, "crops": int(inside.sum())}
+                head |= {"groups": len(np.unique(part.groups)), "note": _note(part, classes)}
+                rows += [head | row for row in table.to_dict("records")]
+    order = ["model", "column", "level", "crops", "groups", "metric", "value", "low", "high", "note"]
+    return pd.DataFrame(rows, columns=order)
+
+
+def _metrics(scores: Scores, resamples: int, seed: int) -> pd.DataFrame:
+    groups = len(np.unique(scores.groups))
+    figures = bootstrap(partial(classification_metrics, scores), scores.groups, resamples if groups > 1 else 1, seed)
+    table = figures.table()
+    return table[table["metric"].isin(METRICS)]
+
+
+def _note(scores: Scores, classes: list[str]) -> str:
+    notes = []
+    absent = [name for number, name in enumerate(classes) if number not in scores.labels]
+    if absent:
+        notes.append(f"no crop of class {', '.join(absent)}")
+    groups = len(np.unique(scores.groups))
+    if groups == 1:
+        notes.append("one group: no interval")
+    elif groups < FEW_GROUPS:
+        notes.append(f"{groups} groups: rough interval")
+    return "; ".join(notes)
