@@ -85,7 +85,7 @@ def referral_threshold(validation: Scores, rate: float) -> float:
     A threshold, not a rank among the test crops, since a new case comes alone; the share that it refers among the
     test crops is therefore a figure of its own, and differs from `rate` where they differ from validation.
     """
-    return float(np.quantile(decision_uncertainty(validation), 1 - rate, method="higher"))
+    return float(np.quantile(decision_uncertainty(validation), 1 - rate, method="inverted_cdf"))
 
 
 def referral_metrics(wrong: np.ndarray, referred: np.ndarray) -> Callable[[np.ndarray], dict[str, np.ndarray]]:

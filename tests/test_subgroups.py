@@ -1,0 +1,82 @@
+"""Metrics by subgroup."""
+
+import numpy as np
+import pandas as pd
+import pytest
+from sklearn.metrics import accuracy_score, recall_score, roc_auc_score
+
+from lesionlab.errors import InputError
+from lesionlab.evaluation.metrics import Scores, with_intervals
+from lesionlab.evaluation.subgroups import subgroup_levels, subgroup_table
+
+CLASSES = ["background", "polyp"]
+
+
+def index(count: int = 90) -> pd.DataFrame:
+    rng = np.random.default_rng(1)
+    return pd.DataFrame({
+        "width": rng.integers(20, 200, count), "centre": np.where(np.arange(count) < 30, "north", "south"),
+        "fold": np.arange(count) % 3,
+    })  # fmt: skip
+
+
+def scores(count: int = 90) -> Scores:
+    rng = np.random.default_rng(2)
+    labels = np.arange(count) % 2
+    positive = 1 / (1 + np.exp(-rng.normal((labels - 0.5) * 2)))
+    return Scores(labels, np.stack([1 - positive, positive], axis=1), np.arange(count) // 3, 0.4)
+
+
+def test_numbers_are_cut_in_thirds_and_names_are_not():
+    table = index()
+    levels = subgroup_levels(table, "lesion_size")
+    assert levels.value_counts().between(28, 32).all()
+    ordered = [table["width"][levels == name] for name in levels.cat.categories]
+    assert ordered[0].max() <= ordered[1].min()
+    assert ordered[1].max() <= ordered[2].min()
+    assert levels.cat.categories[0].startswith(f"{table['width'].min()} to ")
+    assert subgroup_levels(table, "centre").tolist() == table["centre"].tolist()
+    assert subgroup_levels(table, "fold").tolist() == table["fold"].astype(str).tolist()
+
+
+def test_one_size_is_one_subgroup():
+    assert set(subgroup_levels(index().assign(width=300), "lesion_size")) == {"300"}
+
+
+def test_a_column_that_is_not_there_is_named():
+    with pytest.raises(InputError, match=r"'scanner' is no column .*lesion_size, width, centre, fold"):
+        subgroup_levels(index(), "scanner")
+
+
+def test_each_subgroup_has_the_figures_of_its_crops_alone():
+    whole, levels = scores(), index()["centre"]
+    table = subgroup_table({"finetune": whole}, {"centre": levels}, CLASSES, 200, 5)
+    assert table["level"].unique().tolist() == ["north", "south"]
+    for level, rows in table.groupby("level"):
+        inside = (levels == level).to_numpy()
+        labels, positive = whole.labels[inside], whole.probabilities[inside, 1]
+        values = rows.set_index("metric")["value"]
+        assert values["accuracy"] == pytest.approx(accuracy_score(labels, positive >= 0.4))
+        assert values["recall"] == pytest.approx(recall_score(labels, positive >= 0.4))
+        assert values["specificity"] == pytest.approx(recall_score(labels, positive >= 0.4, pos_label=0))
+        assert values["roc_auc"] == pytest.approx(roc_auc_score(labels, positive))
+        part = Scores(labels, whole.probabilities[inside], whole.groups[inside], 0.4)
+        expected = with_intervals(part, 200, 5).set_index("metric").loc[rows["metric"]]
+        assert rows["low"].tolist() == pytest.approx(expected["low"].tolist())
+        assert rows["crops"].unique().tolist() == [inside.sum()]
+        assert rows["groups"].unique().tolist() == [inside.sum() // 3]
+
+
+def test_one_class_has_no_area_and_one_group_no_interval():
+    whole = scores(12)
+    levels = pd.Series(np.where(whole.labels == 1, "sick", "well"))
+    table = subgroup_table({"finetune": whole}, {"ward": levels}, CLASSES, 200, 5)
+    sick = table[table["level"] == "sick"].set_index("metric")
+    assert sick.loc["roc_auc", ["value", "low", "high"]].isna().all()
+    assert np.isnan(sick.loc["specificity", "value"])
+    assert sick.loc["recall", "value"] == sick.loc["accuracy", "value"]
+    assert sick.loc["roc_auc", "note"] == "no crop of class background; 4 groups: rough interval"
+    single = subgroup_table({"finetune": whole}, {"group": pd.Series(whole.groups.astype(str))}, CLASSES, 200, 5)
+    assert single["groups"].unique().tolist() == [1]
+    assert single[["low", "high"]].isna().all(axis=None)
+    assert single["note"].str.contains("one group: no interval").all()
