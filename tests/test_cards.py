@@ -19,6 +19,7 @@ from lesionlab.data.cards import (
     read_card,
 )
 from lesionlab.errors import InputError
+from lesionlab.models.backbones import find_backbone
 
 TEMPLATE = ROOT / "docs" / "card-template.yaml"
 CARDS = sorted(path.stem for path in (ROOT / "datasets").glob("*.yaml"))
@@ -46,10 +47,29 @@ def test_every_card_of_the_repository_is_accepted(dataset, monkeypatch):
     assert card.citation
 
 
-def test_the_cards_that_the_readme_promises_are_there():
-    assert {"phantom", "kvasir-seg", "cvc-clinicdb"} <= set(CARDS)
-    assert {"brain-tumor-cheng", "brain-tumor-cheng-windows", "chest-ct", "chest-xray"} <= set(CARDS)
-    assert {"lc25000", "pneumoniamnist"} <= set(CARDS)
+PUBLIC = {
+    "brain-mri-kaggle", "brain-tumor-cheng", "brain-tumor-cheng-windows", "chest-ct", "chest-xray", "cvc-clinicdb",
+    "iq-oth-nccd", "kather-2016", "kvasir-seg", "lc25000", "nct-crc-he", "pneumoniamnist",
+}  # fmt: skip
+
+
+def test_every_system_has_its_cards():
+    assert set(CARDS) == PUBLIC | {"phantom"}
+
+
+@pytest.mark.parametrize("dataset", sorted(PUBLIC))
+def test_a_card_says_how_files_are_had_and_who_vouches_for_a_checksum(dataset, monkeypatch):
+    monkeypatch.chdir(ROOT)
+    card = read_card(dataset)
+    assert card.sources or card.obtain
+    for source in card.sources:
+        assert source.checksum_from
+        assert source.md5 or source.sha256 or "recorded" in source.checksum_from
+    if not card.sources:
+        assert "no size and checksum is published" in card.obtain
+    assert card.notes
+    assert find_backbone(card.recommended.backbone).name == card.recommended.backbone
+    assert re.search(r"leak|too good|near-duplicate", " ".join(card.notes))
 
 
 def test_cvc_clinicdb_has_29_sequences_of_612_frames_without_gap_or_overlap(monkeypatch):

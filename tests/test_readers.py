@@ -406,6 +406,113 @@ def test_a_class_without_an_image_is_an_error(tmp_path):
     assert refusal(card, tmp_path).startswith(expected)
 
 
+# Releases of class folders in miniature: path -> class, group, published subset
+
+LUNG = "large.cell.carcinoma"
+RELEASES = {
+    "nct-crc-he": {
+        f"{top}/{tissue}/{tissue}-{letters}.tif": (tissue, "", subset)
+        for tissue in ("ADI", "BACK", "DEB", "LYM", "MUC", "MUS", "NORM", "STR", "TUM")
+        for top, letters, subset in (
+            ("NCT-CRC-HE-100K/NCT-CRC-HE-100K", "AAFLHTLQ", "train"),
+            ("CRC-VAL-HE-7K", "TCGA-AA", "test"),
+        )
+    },
+    "kather-2016": {
+        f"Kather_texture_2016_image_tiles_5000/{folder}/1DB_CRC-Prim-HE-{code}.tif_Row_151_Col_1.tif": (
+            label, code[:2], "",
+        )
+        for folder, label, code in (
+            ("01_TUMOR", "tumour", "02_003b"),
+            ("02_STROMA", "stroma", "10"),
+            ("03_COMPLEX", "complex stroma", "02"),
+            ("04_LYMPHO", "lymphocytes", "04c"),
+            ("05_DEBRIS", "debris", "05"),
+            ("06_MUCOSA", "mucosa", "06"),
+            ("07_ADIPOSE", "adipose", "07"),
+            ("08_EMPTY", "empty", "08"),
+        )
+    },
+    "brain-mri-kaggle": {
+        "Training/glioma/Tr-gl_0010.jpg": ("glioma", "", "train"),
+        "Training/meningioma/Tr-me_0010.jpg": ("meningioma", "", "train"),
+        "Training/notumor/Tr-no_0010.jpg": ("no tumour", "", "train"),
+        "Testing/pituitary/Te-pi_0010.jpg": ("pituitary", "", "test"),
+    },
+    "brain-mri-kaggle, Bhuvaji et al.": {
+        "Training/glioma_tumor/gg (1).jpg": ("glioma", "", "train"),
+        "Training/meningioma_tumor/m (1).jpg": ("meningioma", "", "train"),
+        "Training/no_tumor/1.jpg": ("no tumour", "", "train"),
+        "Testing/pituitary_tumor/image(1).jpg": ("pituitary", "", "test"),
+    },
+    "iq-oth-nccd": {
+        f"The IQ-OTHNCCD lung cancer dataset/The IQ-OTHNCCD lung cancer dataset/{kind} cases/{kind} case (1).jpg": (
+            label, "", "",
+        )
+        for kind, label in (("Bengin", "benign"), ("Malignant", "malignant"), ("Normal", "normal"))
+    },
+    "chest-ct": {
+        "Data/train/adenocarcinoma_left.lower.lobe_T2_N0_M0_Ib/000005 (3).png": ("adenocarcinoma", "", "train"),
+        f"Data/valid/{LUNG}_left.hilum_T2_N2_M0_IIIa/000108 (3).png": ("large-cell carcinoma", "", "val"),
+        f"Data/test/{LUNG}/000108 (3).png": ("large-cell carcinoma", "", "test"),
+        "Data/test/squamous.cell.carcinoma/000111.png": ("squamous-cell carcinoma", "", "test"),
+        "Data/train/normal/6 - Copy (2) - Copy.png": ("normal", "", "train"),
+        "Data/valid/normal/6 - Copy (2).jpg": ("normal", "", "val"),
+    },
+    "chest-xray": {
+        "chest_xray/train/NORMAL/IM-0115-0001.jpeg": ("normal", "IM-0115", "train"),
+        "chest_xray/train/NORMAL/IM-0429-0001-0002.jpeg": ("normal", "IM-0429", "train"),
+        "chest_xray/val/NORMAL/NORMAL2-IM-0115-0001.jpeg": ("normal", "IM-0115", "train"),
+        "chest_xray/train/PNEUMONIA/person1_bacteria_1.jpeg": ("pneumonia", "1-bacteria", "train"),
+        "chest_xray/train/PNEUMONIA/person1_bacteria_2.jpeg": ("pneumonia", "1-bacteria", "train"),
+        "chest_xray/test/PNEUMONIA/person1_virus_6.jpeg": ("pneumonia", "1-virus", "test"),
+        "chest_xray/test/PNEUMONIA/person1000_virus_1681.jpeg": ("pneumonia", "1000-virus", "test"),
+        "chest_xray/test/NORMAL/NORMAL-10-1.jpeg": ("normal", "NORMAL-10", "test"),
+    },
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("release", RELEASES)
+def test_releases_of_class_folders_in_miniature(tmp_path, monkeypatch, release):
+    for number, name in enumerate(RELEASES[release]):
+        add_image(tmp_path / name, np.full((8, 10, 3), number, "uint8"))
+    add_image(tmp_path / "__MACOSX" / "chest_xray" / "train" / "NORMAL" / "._IM-0115-0001.jpeg")
+    (tmp_path / ".DS_Store").write_text("macOS")
+    if release == "iq-oth-nccd":
+        add_image(tmp_path / "Test cases" / "000019_01_01_001.jpg")
+    frames = read_frames(repository_card(release.split(",")[0], monkeypatch), tmp_path)
+    assert {frame.name: (frame.label, frame.group, frame.official) for frame in frames} == RELEASES[release]
+
+
+def test_lc25000_takes_its_groups_from_the_published_clusters(tmp_path, monkeypatch):
+    names = [
+        "colon_image_sets/colon_aca/colonca1.jpeg", "colon_image_sets/colon_n/colonn1.jpeg",
+        "lung_image_sets/lung_aca/lungaca1.jpeg", "lung_image_sets/lung_n/lungn1.jpeg",
+        "lung_image_sets/lung_scc/lungscc5000.jpeg",
+    ]  # fmt: skip
+    for name in names:
+        add_image(tmp_path / name)
+    refused = refusal(repository_card("lc25000", monkeypatch), tmp_path)
+    assert f"{tmp_path}: no lc25000_image_groups.csv, which groups.file in datasets/lc25000.yaml names; or " in refused
+    columns = ("stem", "filename", "label", "tissue", "local_cluster_label", "group_id")
+    rows = [(Path(n).stem, Path(n).name, Path(n).parent.name, "lung", k, f"g{k}") for k, n in enumerate(names)]
+    pd.DataFrame(rows, columns=columns).to_csv(tmp_path / "lc25000_image_groups.csv", index=False)
+    frames = read_frames(repository_card("lc25000", monkeypatch), tmp_path)
+    classes = ["colon_aca", "colon_n", "lung_aca", "lung_n", "lung_scc"]
+    expected = [(name, label, f"g{k}") for k, (name, label) in enumerate(zip(names, classes, strict=True))]
+    assert [(frame.name, frame.label, frame.group) for frame in frames] == expected
+
+
+def test_the_kaggle_copy_of_the_chest_x_rays_is_read_once(tmp_path, monkeypatch):
+    names = RELEASES["chest-xray"]
+    for number, name in enumerate(names):
+        for top in ("", "chest_xray"):
+            add_image(tmp_path / top / name, np.full((8, 10, 3), number, "uint8"))
+    frames = read_frames(repository_card("chest-xray", monkeypatch), tmp_path)
+    assert [frame.image.name for frame in frames] == [Path(name).name for name in sorted(names)]
+    assert len(frames) == len(names)
+
+
 # table
 
 
@@ -541,7 +648,7 @@ def test_groups_of_another_table_are_joined_by_name(tmp_path):
 # Copies that lie otherwise
 
 
-def test_the_first_layout_that_fits_is_read_and_an_error_lists_all(tmp_path):
+def test_the_first_layout_that_fits_is_read_and_said_and_an_error_lists_all(tmp_path, capsys):
     copies = [
         {"layout": {"kind": "table", "file": "a.csv", "image": "path", "label": "label"}, "groups": {"column": "case"}},
         {"layout": {"kind": "class-folders"}, "groups": "none"},
@@ -560,7 +667,12 @@ def test_the_first_layout_that_fits_is_read_and_an_error_lists_all(tmp_path):
     (tmp_path / "a.csv").write_text("path,label,case\nill/1.png,ill,A\nwell/2.png,well,B\n")
     assert [frame.group for frame in read_frames(card, tmp_path)] == ["A", "B"]
     (tmp_path / "cases.csv").write_text("stem,case\n1,7\n2,8\n")
+    assert capsys.readouterr().err.splitlines() == [
+        f"{tmp_path}: read as a copy of tiny-phantom (layout class-folders, groups none)",
+        f"{tmp_path}: read as a copy of tiny-phantom (layout table, groups by column case)",
+    ]
     assert [frame.group for frame in read_frames(card, tmp_path)] == ["7", "8"]
+    assert capsys.readouterr().err == ""
 
 
 # The phantom and real data

@@ -168,6 +168,15 @@ class Reading(Section):
             return layout.labels
         return isinstance(layout, ClassFolders | Npz)
 
+    @property
+    def described(self) -> str:
+        """Layout and group rule in a few words."""
+        rule = self.groups
+        if isinstance(rule, GroupRule):
+            name = next(name for name in ("column", "pattern", "ranges", "runs") if getattr(rule, name) is not None)
+            rule = f"by {name} {rule.column}" if name == "column" else f"by {name}"
+        return f"layout {self.layout.kind}, groups {rule}"
+
 
 class Recommended(Section):
     """What `auto` in params.yaml's `model` section means for this data set."""

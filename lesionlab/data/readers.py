@@ -5,6 +5,7 @@ import glob
 import os
 import re
 import struct
+import sys
 from collections.abc import Callable
 from dataclasses import dataclass
 from functools import partial
@@ -99,6 +100,8 @@ def _read_as_it_lies(card: Card, raw: Path) -> list[Frame]:
             refusals.append(str(error))
             continue
         if frames:
+            if reading != card.readings[0]:
+                print(f"{raw}: read as a copy of {card.name} ({reading.described})", file=sys.stderr)
             return frames
         described = f"that {card_path(card.name)} describes (layout {reading.layout.kind})"
         refusals.append(f"{raw}: no image found {described}")
