@@ -45,7 +45,13 @@ def main(
     from lesionlab.data.cards import read_card
     from lesionlab.detection.run import Paths, detect_folder, run_detection
 
+    card = read_card(params.dataset)
     if frames is not None and out is not None:
+        if card.detection == "none":
+            raise InputError(
+                f"detect: datasets/{card.name}.yaml gives whole images a class, so windows within them have none; "
+                "name the data set of the model (dataset in params.yaml), or say detect: tiles in its card"
+            )
         detect_folder(model, frames, out, params, metrics, threshold)
         return
     paths = (raw, crops, split, proof, detections, metrics, froc, pictures)
@@ -54,7 +60,7 @@ def main(
             "detect: give --frames and --out for your own pictures, or all of --raw, --crops, --split, --proof, "
             "--detections, --froc and --pictures"
         )
-    run_detection(Paths(model, *paths), read_card(params.dataset), params)
+    run_detection(Paths(model, *paths), card, params)
 
 
 if __name__ == "__main__":
