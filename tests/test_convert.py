@@ -13,12 +13,13 @@ import pytest
 from PIL import Image
 from tiny import ROOT
 
-from lesionlab.data.cards import Card, read_card
+from lesionlab.data.cards import Card, Source, read_card
 from lesionlab.data.convert import convert_cheng, convert_npz
 from lesionlab.data.crops import crop_frame
 from lesionlab.data.download import download_images
 from lesionlab.data.readers import read_frames, read_mask, read_rgb
 from lesionlab.errors import InputError
+from lesionlab.files import file_digest
 from lesionlab.params import DownloadParams
 
 
@@ -127,6 +128,20 @@ def test_the_brain_tumour_release_becomes_16_bit_slices_with_masks_patients_and_
         seen = read_rgb(frame.image)[..., 0].astype(int)
         assert (seen.min(), seen.max()) == (0, 255)
         assert seen[0, -1] > seen[-1, 0]  # columns count more than rows: not transposed
+
+
+def test_the_files_that_the_card_lists_are_decoded_too(tmp_path, release, repository_card):
+    card = repository_card("brain-tumor-cheng")
+    names = ("brainTumorDataPublic_1-3.zip", "brainTumorDataPublic_4-5.zip", "cvind.mat")
+    sources = tuple(Source(file=name, url=f"https://example.org/{name}") for name in names)
+    mirrored = DownloadParams(source=None, mirror=str(release))
+    download_images(card.model_copy(update={"sources": sources}), mirrored, 42, tmp_path / "raw")
+    frames = read_frames(card, tmp_path / "raw")
+    assert [(frame.group, frame.official) for frame in frames] == [(p, str(f)) for _, p, _, f in SLICES.values()]
+    recorded = json.loads((tmp_path / "raw" / "SOURCES.json").read_text())["sources"]
+    assert [(source["file"], source["sha256"]) for source in recorded] == [
+        (name, file_digest(release / name)) for name in names
+    ]
 
 
 def test_a_slice_of_a_class_is_one_crop_and_its_windows_are_another_card(

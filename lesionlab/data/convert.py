@@ -22,6 +22,7 @@ from lesionlab.progress import progress
 
 CHENG_LABELS = {1: "meningioma", 2: "glioma", 3: "pituitary"}
 CHENG_FOLDS = "cvind.mat"
+PNG_LEVEL = 4  # of compression: on slices of 16 bits a third of the time of Pillow's 6, and as small
 
 
 def convert(card: Card, folder: Path) -> None:
@@ -62,8 +63,8 @@ def convert_cheng(folder: Path) -> None:
     rows = []
     for number, path in progress(sorted(files.items()), desc="decoding .mat", unit=" files"):
         image, mask, label, patient = _cheng_slice(path)
-        Image.fromarray((image - min(0, int(image.min()))).astype("uint16")).save(folder / f"images/{number}.png")
-        Image.fromarray(np.where(mask, 255, 0).astype("uint8")).save(folder / f"masks/{number}.png")
+        _save(folder / f"images/{number}.png", (image - min(0, int(image.min()))).astype("uint16"))
+        _save(folder / f"masks/{number}.png", np.where(mask, 255, 0).astype("uint8"))
         rows.append((f"images/{number}.png", f"masks/{number}.png", label, patient, folds[number - 1]))
         path.unlink()
     write_table(folder / FRAMES_TABLE, pd.DataFrame(rows, columns=["image", "mask", "label", "patient", "fold"]))
@@ -131,7 +132,7 @@ def convert_npz(folder: Path, classes: list[str]) -> None:
                 (folder / "images" / subset).mkdir(parents=True)
                 for row, image in enumerate(progress(images, desc=f"decoding {path.name}, {subset}", unit=" images")):
                     name = f"images/{subset}/{row:06d}.png"
-                    Image.fromarray(image).save(folder / name)
+                    _save(folder / name, image)
                     rows.append((name, classes[int(labels[row, 0])], subset))
     except (OSError, EOFError, KeyError, ValueError, zipfile.BadZipFile) as error:
         raise InputError(f"{path.name}: not a MedMNIST file, or damaged ({error}); download it again") from None
@@ -150,3 +151,7 @@ def _check_npz(name: str, subset: str, images: np.ndarray, labels: np.ndarray, c
         raise InputError(
             f"{name}: {subset}_labels from {labels.min()} to {labels.max()}, but the card names {classes} classes"
         )
+
+
+def _save(path: Path, pixels: np.ndarray) -> None:
+    Image.fromarray(pixels).save(path, compress_level=PNG_LEVEL)
