@@ -16,24 +16,24 @@ from lesionlab.stage import run
 
 
 def main(
-    kind: Annotated[Literal["blockwise"], Argument(help="which study")],
+    kind: Annotated[Literal["blockwise", "leakage"], Argument(help="which study")],
     metrics: Annotated[Path, Option(help="folder with a JSON a cell")],
     predictions: Annotated[Path, Option(help="folder with a CSV of the predict stage a cell")],
     table: Annotated[Path, Option(help="CSV file to write")],
     markdown: Annotated[Path, Option(help="Markdown file to write")],
     figure: Annotated[Path, Option(help="PNG file to write")],
 ) -> None:
-    import importlib
     import time
 
     from lesionlab import tracking
+    from lesionlab.studies import blockwise, leakage
     from lesionlab.studies.tables import Paths, write_summary
 
     started = time.perf_counter()
     params, file = read_params(), current_overlay().study
     if file is None:
         raise InputError(f"summarise: give --study studies/{kind}/params.yaml")
-    module = importlib.import_module(f"lesionlab.studies.{kind}")
+    module = {"blockwise": blockwise, "leakage": leakage}[kind]
     paths = Paths(metrics, predictions, table, markdown, figure)
     summary = module.summarise(read_yaml(file, module.Study), params, paths)
     print(write_summary(paths, summary))

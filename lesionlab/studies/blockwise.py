@@ -37,7 +37,7 @@ def summarise(study: Study, params: Params, paths: Paths) -> Summary:
         shown[name.replace("_", " ")] = [mean_sd(values) for _, values in cells.groupby("blocks")[name]]
     shown["trained parameters"] = [f"{count:,}" for count in table["trained_parameters"]]
     figures = table.set_index("blocks").loc[best]
-    origin = provenance([paths.metrics / f"{fold}-0.json" for fold in study.folds])
+    origin = provenance([paths.metrics / f"0-{fold}.json" for fold in study.folds])
     notes = [
         f"Mean ± standard deviation of {len(study.folds)} test folds; {params.dataset}, {origin}.",
         f"Validation accuracy chooses {best} unfrozen blocks: "
@@ -84,8 +84,8 @@ def draw(cells: pd.DataFrame, best: int) -> plt.Figure:
 
 
 def _cell(paths: Paths, fold: int, blocks: int) -> dict[str, float]:
-    trained = read_json(paths.metrics / f"{fold}-{blocks}.json")
-    predictions = read_predictions(paths.predictions / f"{fold}-{blocks}.csv")
+    trained = read_json(paths.metrics / f"{blocks}-{fold}.json")
+    predictions = read_predictions(paths.predictions / f"{blocks}-{fold}.csv")
     validation = {f"val_{name}": value for name, value in point_metrics(predictions.val).items() if name == "accuracy"}
     return {
         "fold": fold,

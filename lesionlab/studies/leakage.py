@@ -1,0 +1,129 @@
+"""leakage: the same set-up under two protocols, with true and with shuffled labels; the gap is the leak."""
+
+from typing import Annotated, Any, Literal
+
+import matplotlib.pyplot as plt
+import numpy as np
+import pandas as pd
+from pydantic import Field, PositiveInt
+
+from lesionlab.evaluation.metrics import with_intervals
+from lesionlab.files import read_json
+from lesionlab.params import Count, Params, Section
+from lesionlab.studies.predictions import read_predictions
+from lesionlab.studies.tables import Paths, Summary, provenance
+
+SHOWN = ("accuracy", "balanced_accuracy", "roc_auc")
+CELL = ["blocks", "protocol", "labels"]
+COLOURS = {"true": "#0072B2", "shuffled": "#D55E00"}
+
+
+class Study(Section):
+    """studies/leakage/params.yaml."""
+
+    protocols: Annotated[list[Literal["random", "group", "official"]], Field(min_length=1)]
+    shuffle: Annotated[list[Literal["true", "false"]], Field(min_length=1)]
+    folds: Annotated[list[Count], Field(min_length=1)]
+    blocks: list[PositiveInt]
+    set: dict[str, Any]
+
+
+def summarise(study: Study, params: Params, paths: Paths) -> Summary:
+    """Test figures of each cell: with 95 % intervals where there is one fold, else mean and deviation of folds."""
+    arms = [(blocks, p, s) for blocks in (0, *study.blocks) for p in study.protocols for s in study.shuffle]
+    names = {(arm, fold): f"{arm[0]}-{arm[1]}-{arm[2]}-{fold}" for arm in arms for fold in study.folds}
+    figures = pd.concat(_figures(paths, name, params) for name in names.values())
+    table = aggregate(figures)
+    chance = 1 / int(figures["classes"].iloc[0])
+    leaks = leak(table)
+    shown = pd.DataFrame({"unfrozen blocks": table["blocks"], "protocol": table["protocol"], "labels": table["labels"]})
+    for name in SHOWN:
+        shown[name.replace("_", " ")] = [_shown(row, name) for _, row in table.iterrows()]
+    spread = "[95 % interval, bootstrap over groups]"
+    if len(study.folds) > 1:
+        spread = f"mean ± standard deviation of {len(study.folds)} test folds"
+    origin = provenance([paths.metrics / f"{name}.json" for name in names.values()])
+    notes = [
+        f"Test figures, {spread}; {params.dataset}, {origin}. Chance is a balanced accuracy of {chance:.3f}.",
+        *(
+            f"Leak (random - group, true labels), {b} unfrozen blocks: {_differences(row)}."
+            for b, row in leaks.iterrows()
+        ),
+    ]
+    headline = {f"leak_{name}": float(leaks.iloc[0][name]) for name in SHOWN} if len(leaks) else {}
+    return Summary("Leakage", table, shown, notes, draw(table, chance), headline)
+
+
+def aggregate(figures: pd.DataFrame) -> pd.DataFrame:
+    """A row a cell: blocks, protocol, labels, folds, and each figure's mean, low, high, sd.
+
+    figures: a row a cell and fold, with columns <metric>, <metric>_low, <metric>_high. Of several folds the intervals
+    are left out, of one fold the deviation.
+    """
+    rows = []
+    for cell, folds in figures.groupby(CELL, sort=False):
+        row = dict(zip(CELL, cell, strict=True)) | {"folds": len(folds), "crops": int(folds["crops"].sum())}
+        single = len(folds) == 1
+        for name in SHOWN:
+            row[name] = folds[name].mean()
+            row[f"{name}_low"] = folds[f"{name}_low"].iloc[0] if single else np.nan
+            row[f"{name}_high"] = folds[f"{name}_high"].iloc[0] if single else np.nan
+            row[f"{name}_sd"] = folds[name].std()
+        rows.append(row)
+    return pd.DataFrame(rows)
+
+
+def leak(table: pd.DataFrame) -> pd.DataFrame:
+    """Figures under random minus group with true labels: a row a number of unfrozen blocks; empty without both."""
+    honest = table[table["labels"] == "true"].set_index(["protocol", "blocks"])[list(SHOWN)]
+    if not {"random", "group"} <= set(honest.index.get_level_values("protocol")):
+        return pd.DataFrame(columns=list(SHOWN))
+    return honest.loc["random"] - honest.loc["group"]
+
+
+def draw(table: pd.DataFrame, chance: float) -> plt.Figure:
+    """Balanced accuracy of each cell with its interval or deviation, and chance."""
+    figure, axis = plt.subplots(figsize=(6, 4))
+    places = list(dict.fromkeys(zip(table["blocks"], table["protocol"], strict=True)))
+    for shift, (labels, colour) in zip((-0.12, 0.12), COLOURS.items(), strict=True):
+        rows = table[table["labels"] == labels]
+        x = np.array([places.index(place) for place in zip(rows["blocks"], rows["protocol"], strict=True)]) + shift
+        value = rows["balanced_accuracy"].to_numpy()
+        deviation = rows["balanced_accuracy_sd"].fillna(0)
+        low = rows["balanced_accuracy_low"].fillna(rows["balanced_accuracy"] - deviation)
+        high = rows["balanced_accuracy_high"].fillna(rows["balanced_accuracy"] + deviation)
+        axis.errorbar(
+            x, value, yerr=[value - low, high - value], fmt="o", color=colour, capsize=4, label=f"{labels} labels"
+        )
+        for place, height in zip(x, value, strict=True):
+            axis.annotate(f"{height:.3f}", (place, height), xytext=(6, 4), textcoords="offset points", fontsize=8)
+    axis.axhline(chance, color="#999999", linestyle=":", label="chance")
+    several = table["blocks"].nunique() > 1
+    axis.set_xticks(range(len(places)), [f"{p}\n{b} blocks" if several else p for b, p in places])
+    axis.set(xlabel="protocol", ylabel="balanced accuracy on test crops", xlim=(-0.5, len(places) - 0.5))
+    axis.grid(alpha=0.3, axis="y")
+    axis.legend(fontsize=8, loc="best")
+    return figure
+
+
+def _figures(paths: Paths, name: str, params: Params) -> pd.DataFrame:
+    trained = read_json(paths.metrics / f"{name}.json")
+    predictions = read_predictions(paths.predictions / f"{name}.csv")
+    table = (
+        with_intervals(predictions.test, params.evaluate.resamples, params.seed).set_index("metric").loc[list(SHOWN)]
+    )
+    row = {"blocks": int(name.split("-")[0]), "protocol": trained["protocol"], "labels": trained["labels"]}
+    row |= {"crops": len(predictions.ids), "classes": len(predictions.classes)}
+    row |= table["value"].to_dict()
+    row |= table["low"].add_suffix("_low").to_dict() | table["high"].add_suffix("_high").to_dict()
+    return pd.DataFrame([row])
+
+
+def _shown(row: pd.Series, name: str) -> str:
+    if row["folds"] > 1:
+        return f"{row[name]:.3f} ± {row[f'{name}_sd']:.3f}"
+    return f"{row[name]:.3f} [{row[f'{name}_low']:.3f}, {row[f'{name}_high']:.3f}]"
+
+
+def _differences(row: pd.Series) -> str:
+    return ", ".join(f"{name.replace('_', ' ')} {row[name]:+.3f}" for name in SHOWN)
