@@ -112,9 +112,10 @@ class FitParams(Section):
 
 
 class BaselineParams(FitParams):
-    """The small CNN from scratch: two or three convolutions, the first strided, each followed by a pooling."""
+    """The small CNN from scratch: convolutions, the first strided, each followed by a pooling; without: dense alone."""
 
-    filters: Annotated[list[PositiveInt], Field(min_length=2, max_length=3)]
+    filters: Annotated[list[PositiveInt], Field(max_length=5)]
+    batch_normalization: bool
     dense: PositiveInt
     dropout: Annotated[float, Field(ge=0, lt=1)]
 
@@ -122,6 +123,7 @@ class BaselineParams(FitParams):
 class TransferParams(FitParams):
     """The new head on a frozen backbone."""
 
+    head_filters: list[PositiveInt]
     pooling: Literal["average", "flatten"]
     dense: Count
     dropout: Annotated[float, Field(ge=0, lt=1)]

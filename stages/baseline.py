@@ -37,6 +37,7 @@ def main(
     architecture = Architecture(
         backbone=None,
         filters=settings.filters,
+        batch_normalization=settings.batch_normalization,
         dense=settings.dense,
         dropout=settings.dropout,
         image_size=resolve_model(params.model, card).image_size,

@@ -63,7 +63,7 @@ def test_a_number_as_dvc_writes_it_is_a_number(project):
         ({"dataset": "../secrets"}, "params.yaml: dataset: String should match pattern"),
         ({"detect.window_sizes": [0.5, 2]}, "params.yaml: detect.window_sizes.1: Input should be less than or equal"),
         ({"detect.max_frames": 0}, "params.yaml: detect.max_frames: Input should be greater than 0 (is: 0)"),
-        ({"baseline.filters": [8]}, "params.yaml: baseline.filters: List should have at least 2 items"),
+        ({"baseline.filters": [8] * 6}, "params.yaml: baseline.filters: List should have at most 5 items"),
         ({"crop": None}, "params.yaml: crop: Input should be a valid dictionary"),
         (
             {"model.image_size": 16},

@@ -10,6 +10,7 @@ from PIL import Image
 from lesionlab.data.crops import Box
 from lesionlab.errors import InputError
 from lesionlab.models.backbones import find_backbone, preprocess
+from lesionlab.models.networks import HEAD_CONVOLUTION
 from lesionlab.models.saved import Classifier
 
 
@@ -46,6 +47,9 @@ class DenseClassifier:
             if layer.weights:
                 layer.set_weights(model.get_layer(layer.name).get_weights())
         x, cells = base.output, self._feature_size
+        for layer in model.layers:
+            if layer.name.startswith(HEAD_CONVOLUTION):
+                x = layer(x)
         first = "head_dense" if architecture.dense else "logits"
         if architecture.pooling == "average":
             x = keras.layers.AveragePooling2D(cells, strides=1)(x)

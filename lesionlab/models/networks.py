@@ -12,15 +12,20 @@ from lesionlab.models.backbones import Preprocessing, find_backbone
 from lesionlab.params import Section
 from lesionlab.seeds import derive_seed
 
+HEAD_CONVOLUTION = "head_conv"  # with a number: the convolutions of a head
+NEW_NORMALIZATION = "new_norm"  # with a number: normalization that has no statistics yet, and so must train
+
 
 class Architecture(Section):
-    """What to build. backbone None: the small CNN with `filters`; otherwise a head on that backbone.
+    """What to build. backbone None: the small CNN; otherwise a head on that backbone.
 
+    filters: of the convolutions of the small CNN or of the head. batch_normalization: in the small CNN.
     dense: units of the head's hidden layer, 0 for none. image_size: pixels.
     """
 
     backbone: str | None
     filters: tuple[int, ...] = ()
+    batch_normalization: bool = False
     pooling: Literal["average", "flatten"] = "average"
     dense: int
     dropout: float
@@ -50,10 +55,13 @@ def build_network(architecture: Architecture, seed: int, weights: Path | None = 
     base = backbone.build(architecture.image_size)
     if weights is not None:
         load_backbone_weights(base, weights, architecture.backbone)
+    x = base.output
+    for number, filters in enumerate(architecture.filters, start=1):
+        x = keras.layers.Conv2D(filters, 3, padding="same", activation="relu", name=f"{HEAD_CONVOLUTION}{number}")(x)
     if architecture.pooling == "average":
-        x = keras.layers.GlobalAveragePooling2D(name="head_pool")(base.output)
+        x = keras.layers.GlobalAveragePooling2D(name="head_pool")(x)
     else:
-        x = keras.layers.Flatten(name="head_flatten")(base.output)
+        x = keras.layers.Flatten(name="head_flatten")(x)
     return keras.Model(base.input, _head(x, architecture), name=architecture.backbone)
 
 
@@ -86,7 +94,7 @@ def freeze(model: keras.Model, boundary: str | None) -> keras.Model:
     """
     frozen = _up_to(model, boundary)
     for layer in model.layers:
-        normalises = isinstance(layer, keras.layers.BatchNormalization)
+        normalises = isinstance(layer, keras.layers.BatchNormalization) and not layer.name.startswith(NEW_NORMALIZATION)
         layer.trainable = layer not in frozen and not normalises
     if boundary is None:
         return model
@@ -121,8 +129,14 @@ def _small_cnn(architecture: Architecture) -> keras.Model:
     for number, filters in enumerate(architecture.filters, start=1):
         # The first convolution halves the resolution: full-size maps cost most of the time.
         kernel, strides = (5, 2) if number == 1 else (3, 1)
-        layer = keras.layers.Conv2D(filters, kernel, strides, padding="same", activation="relu", name=f"conv{number}")
+        activation = None if architecture.batch_normalization else "relu"
+        layer = keras.layers.Conv2D(
+            filters, kernel, strides, padding="same", activation=activation, name=f"conv{number}"
+        )
         x = layer(x)
+        if architecture.batch_normalization:
+            x = keras.layers.BatchNormalization(name=f"{NEW_NORMALIZATION}{number}")(x)
+            x = keras.layers.ReLU(name=f"relu{number}")(x)
         x = keras.layers.MaxPooling2D(name=f"pool{number}")(x)
     x = keras.layers.Flatten(name="head_flatten")(x)
     return keras.Model(inputs, _head(x, architecture), name="small_cnn")
