@@ -38,7 +38,7 @@ def main(
     settings = params.transfer
     architecture = Architecture(
         backbone=chosen.backbone,
-        filters=settings.head_filters,
+        head_filters=settings.head_filters,
         pooling=settings.pooling,
         dense=settings.dense,
         dropout=settings.dropout,

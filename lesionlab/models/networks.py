@@ -19,13 +19,14 @@ NEW_NORMALIZATION = "new_norm"  # with a number: normalization that has no stati
 class Architecture(Section):
     """What to build. backbone None: the small CNN; otherwise a head on that backbone.
 
-    filters: of the convolutions of the small CNN or of the head. batch_normalization: in the small CNN.
+    filters, batch_normalization: of the small CNN. head_filters: of convolutions in front of the head's pooling.
     dense: units of the head's hidden layer, 0 for none. image_size: pixels.
     """
 
     backbone: str | None
     filters: tuple[int, ...] = ()
     batch_normalization: bool = False
+    head_filters: tuple[int, ...] = ()
     pooling: Literal["average", "flatten"] = "average"
     dense: int
     dropout: float
@@ -56,7 +57,7 @@ def build_network(architecture: Architecture, seed: int, weights: Path | None = 
     if weights is not None:
         load_backbone_weights(base, weights, architecture.backbone)
     x = base.output
-    for number, filters in enumerate(architecture.filters, start=1):
+    for number, filters in enumerate(architecture.head_filters, start=1):
         x = keras.layers.Conv2D(filters, 3, padding="same", activation="relu", name=f"{HEAD_CONVOLUTION}{number}")(x)
     if architecture.pooling == "average":
         x = keras.layers.GlobalAveragePooling2D(name="head_pool")(x)
