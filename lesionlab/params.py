@@ -159,6 +159,16 @@ class DetectParams(Section):
     overlays: Count
 
 
+class ExplainParams(Section):
+    """Class activation maps of the fine-tuned network."""
+
+    layer: str
+    crops: PositiveInt
+    context: Annotated[float, Field(ge=0, le=4)]
+    examples: PositiveInt
+    frames: Count
+
+
 class Params(Section):
     """The whole of params.yaml."""
 
@@ -175,6 +185,7 @@ class Params(Section):
     finetune: FinetuneParams
     evaluate: EvaluateParams
     detect: DetectParams
+    explain: ExplainParams
 
 
 def read_yaml(path: Path, schema: type[Section]) -> Section:

@@ -31,7 +31,7 @@ from lesionlab.params import Overlay, current_overlay, read_params
 
 EXPERIMENT = "lesionlab"
 KEY_TAG = "lesionlab.experiment"
-COPIED_TO_PARENT = ("evaluate", "detect", "summarise")  # stages whose metrics sort the table of experiments
+COPIED_TO_PARENT = ("evaluate", "detect", "explain", "summarise")  # stages whose metrics sort the table of experiments
 
 ANSWER_SECONDS = 15  # from the first contact with the server or database to the end
 TOTAL_SECONDS = 90  # with the import of MLflow and the making of a new database, on a busy machine

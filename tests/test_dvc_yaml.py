@@ -21,6 +21,7 @@ STAGES = (
     "finetune",
     "evaluate",
     "detect",
+    "explain",
 )
 # Modules that cannot change what a stage writes: they word errors, start the command line, show progress, record runs.
 HARMLESS = {

@@ -15,6 +15,7 @@ from tiny import DATASET, small_params, write_card, write_yaml_file
 REPOSITORY = Path(__file__).parent.parent
 STAGES = {
     "download@images", "download@weights", "crop", "split", "baseline", "transfer", "finetune", "evaluate", "detect",
+    "explain",
 }  # fmt: skip
 
 
@@ -84,7 +85,7 @@ def test_forced_training_gives_the_same_bytes(clone):
 @pytest.mark.slow
 def test_an_experiment_runs_only_what_its_change_reaches(clone):
     output = _run(clone, "dvc", "exp", "run", "--temp", "-n", "two-blocks", "-S", "finetune.unfrozen_blocks=2")
-    assert _stages_run(output) == {"finetune", "evaluate", "detect"}
+    assert _stages_run(output) == {"finetune", "evaluate", "detect", "explain"}
     changes = json.loads(_run(clone, "dvc", "params", "diff", "--json", "HEAD", "two-blocks"))
     change = changes["params.yaml"]["finetune.unfrozen_blocks"]
     assert (change["old"], change["new"]) == (1, 2)

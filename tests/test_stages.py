@@ -1,5 +1,6 @@
 """The real stages on a small project, from crops to detections: what they write, and that they write it again."""
 
+import os
 import re
 import shutil
 import subprocess
@@ -18,6 +19,7 @@ import stages.crop
 import stages.detect
 import stages.download
 import stages.evaluate
+import stages.explain
 import stages.finetune
 import stages.split
 import stages.transfer
@@ -31,7 +33,7 @@ from lesionlab.models.networks import build_network, softmax
 from lesionlab.models.saved import load_classifier
 from lesionlab.training.threshold import choose_threshold, fit_temperature
 
-STAGES = ("download", "crop", "split", "baseline", "transfer", "finetune", "evaluate", "detect")
+STAGES = ("download", "crop", "split", "baseline", "transfer", "finetune", "evaluate", "detect", "explain")
 MODELS = ("baseline", "transfer", "finetune")
 FIGURES = ("accuracy", "balanced_accuracy", "precision", "recall", "specificity", "f1", "roc_auc", "pr_auc")
 HEADLINES = (*FIGURES, "ece", "ece_before_scaling", "aurc", "aurc_gain", "error_at_90_coverage")
@@ -56,6 +58,12 @@ def detect() -> None:
     paths |= {"froc": "plots/froc.csv", "pictures": "pictures/detections"}
     paths = {key: Path(value) for key, value in paths.items()}
     stages.detect.main(model=Path("models/finetune"), raw=Path("data/raw"), **SPLIT, **paths)
+
+
+def explain() -> None:
+    outs = {"metrics": "metrics/explain.json", "table": "plots/explain.csv", "pictures": "pictures/explain"}
+    outs = {key: Path(value) for key, value in outs.items()}
+    stages.explain.main(model=Path("models/finetune"), raw=Path("data/raw"), **SPLIT, **outs)
 
 
 def run_to_evaluate() -> None:
@@ -122,6 +130,7 @@ def project(tmp_path_factory, drawn_phantom, environment) -> Path:
     environment(folder)
     run_to_evaluate()
     detect()
+    explain()
     return folder
 
 
@@ -150,6 +159,8 @@ def test_every_promised_file_is_there(project):
     assert {"plots/froc.csv", "pictures/detections/froc.png", "data/detections.csv"} <= files
     overlays = sorted(path.name.split("_")[0] for path in (project / "pictures" / "detections").glob("*_*.png"))
     assert overlays == ["best", "median", "worst"]
+    assert {f"pictures/explain/{name}.png" for name in ("crops", "frames", "agreement")} <= files
+    assert {"metrics/explain.json", "plots/explain.csv"} <= files
     assert not [path for path in project.rglob("*") if "partial" in path.name]
 
 
@@ -341,8 +352,44 @@ def test_detections_lie_in_test_frames(project):
 
 
 @pytest.mark.slow
+def test_the_explanation_measures_test_lesions_and_says_what_its_table_says(project):
+    table, metrics = pd.read_csv("plots/explain.csv"), read_json(Path("metrics/explain.json"))
+    index, split = pd.read_csv("data/crops/index.csv"), pd.read_csv("data/split.csv")
+    assert set(table["frame"]) <= set(index["frame"][split["subset"] == "test"])
+    assert (table.groupby("method").size() == metrics["lesions"]).all()
+    for method, rows in table.groupby("method"):
+        figures = metrics[method]
+        assert figures["layer"] in ("conv_pw_5_relu", "conv_pw_11_relu")
+        for name in ("share_inside", "pointing", "random_share_inside", "randomised_pointing"):
+            assert figures[name]["value"] == pytest.approx(rows[name].mean(), abs=1e-5)
+            assert 0 <= figures[name]["low"] <= figures[name]["value"] <= figures[name]["high"] <= 1
+        ratio = rows["share_inside"].mean() / rows["random_share_inside"].mean()
+        assert figures["times_random"]["value"] == pytest.approx(ratio, rel=1e-4)
+    assert metrics["lesion_share"] == pytest.approx(table["lesion_share"].mean(), abs=1e-5)
+
+
+@pytest.mark.slow
+def test_occlusion_of_one_picture(project, tmp_path):
+    source = sorted((project / "data" / "raw" / "images").rglob("*.png"))[0]
+    out = tmp_path / "found" / "map.png"
+    options = ("--box", "8", "10", "40", "50", "--class", "polyp", "--patch", "0.5")
+    paths = ("--model", "models/finetune", "--image", source, "--out", out)
+    ended = subprocess.run(
+        [sys.executable, "-m", "lesionlab.explanation.occlusion", *paths, *options],
+        env=os.environ | {"PYTHONPATH": str(ROOT)}, capture_output=True, text=True, timeout=100,
+    )  # fmt: skip
+    assert ended.returncode == 0, ended.stderr
+    table = pd.read_csv(out.with_suffix(".csv"))
+    assert list(table.columns) == ["x", "y", "width", "height", "probability", "fall"]
+    assert (table["x"].min(), table["y"].min()) == (8, 10)
+    assert ((table["x"] + table["width"]).max(), (table["y"] + table["height"]).max()) == (48, 60)
+    assert table["probability"].between(0, 1).all()
+    assert np.asarray(Image.open(out)).ndim == 3
+
+
+@pytest.mark.slow
 def test_stages_are_tracked(project, tracked):
-    assert set(tracked) == {*MODELS, "evaluate", "detect"}
+    assert set(tracked) == {*MODELS, "evaluate", "detect", "explain"}
     for name in MODELS:
         given = tracked[name]
         assert given["metrics"]["validation.accuracy"] == pytest.approx(
@@ -360,6 +407,7 @@ def test_the_same_bytes_when_run_again(project):
     assert len(before) > 30
     run_to_evaluate()
     detect()
+    explain()
     assert outputs(project) == before
     arguments = [part for name, path in SPLIT.items() for part in (f"--{name}", path)]
     outs = ("--model", "models/finetune", "--metrics", "metrics/finetune.json", "--history", "plots/finetune.csv")
@@ -467,6 +515,17 @@ def test_detection_says_that_it_does_not_apply_to_classes_of_whole_images(three_
     assert list(Path("pictures/detections").iterdir()) == []
     with pytest.raises(InputError, match=r"detect: datasets/three\.yaml gives whole images a class, so windows"):
         stages.detect.main(model=Path("models/finetune"), frames=Path("data/raw/left"), out=Path("found"))
+
+
+@pytest.mark.slow
+def test_three_classes_without_masks_go_through_explain(three_classes):
+    """Pictures alone, at the last layer."""
+    explain()
+    metrics = read_json(Path("metrics/explain.json"))
+    assert metrics["lesions"] == 0
+    assert metrics["gradcam"] == metrics["hirescam"] == {"layer": "conv_pw_11_relu"}
+    assert len(pd.read_csv("plots/explain.csv")) == 0
+    assert [path.name for path in Path("pictures/explain").iterdir()] == ["crops.png"]
 
 
 @pytest.mark.slow

@@ -32,6 +32,9 @@ SMALL = {
     "detect.window_sizes": [0.5],
     "detect.max_frames": 4,
     "detect.overlays": 3,
+    "explain.crops": 12,
+    "explain.examples": 2,
+    "explain.frames": 1,
 }
 LAYOUT = {"kind": "phantom", "sequences": 12, "frames_per_sequence": 2, "width": 96, "height": 80, "lesion_free": 0.2}
 CARD = {

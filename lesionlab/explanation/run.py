@@ -1,0 +1,300 @@
+"""What the fine-tuned network looked at: heat on test crops and frames, and its agreement with lesion masks."""
+
+import time
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+from PIL import Image
+
+from lesionlab import tracking
+from lesionlab.data.cards import Card
+from lesionlab.data.crops import content_box
+from lesionlab.data.readers import Frame, read_frames, read_mask, read_rgb
+from lesionlab.detection.windows import cut_windows
+from lesionlab.explanation import agreement
+from lesionlab.explanation.cam import METHODS, Method, class_activation_maps, enlarge, rectified_layers
+from lesionlab.explanation.pictures import Example, draw_agreement, draw_examples, draw_frames
+from lesionlab.explanation.windows import COLUMNS, LesionWindows, cut_mask, evenly, lesion_windows_of
+from lesionlab.files import (
+    file_digest,
+    read_images,
+    read_index,
+    read_json,
+    read_split,
+    whole_folder,
+    write_json,
+    write_table,
+)
+from lesionlab.models.networks import build_network
+from lesionlab.models.saved import Classifier, load_classifier
+from lesionlab.params import Params
+from lesionlab.seeds import derive_seed, generator
+
+RANDOM_NETWORKS = 3  # whose weights are drawn again: one draw may favour the centre or the border by chance
+FRAME_WINDOW, FRAME_STRIDE = 0.4, 0.25  # windows on whole frames: side in parts of the frame, step in parts of a window
+FIGURES = ("share_inside", "pointing")
+
+
+@dataclass(frozen=True)
+class Paths:
+    """What the explain stage reads (model, raw, crops, split, proof) and writes (metrics, table, pictures)."""
+
+    model: Path
+    raw: Path
+    crops: Path
+    split: Path
+    proof: Path
+    metrics: Path
+    table: Path
+    pictures: Path
+
+
+def run_explanation(paths: Paths, card: Card, params: Params) -> None:
+    """Choose each method's layer on validation windows, measure and draw on the test subset, write everything.
+
+    Data sets without masks get pictures alone, at the last layer.
+    """
+    started = time.perf_counter()
+    settings, batch_size = params.explain, params.training.batch_size
+    classifier = load_classifier(paths.model)
+    index = read_split(paths.split, read_index(paths.crops))
+    subset_of = index.drop_duplicates("frame").set_index("frame")["subset"]
+    frames = [frame for frame in read_frames(card, paths.raw) if frame.name in subset_of.index]
+    windows = {}
+    for subset in ("val", "test"):
+        members = [frame for frame in frames if subset_of[frame.name] == subset and frame.mask is not None]
+        windows[subset] = lesion_windows_of(
+            evenly(members, settings.crops), card.classes, params.crop, settings.context,
+            classifier.description.architecture.image_size, params.seed, f"explain, {subset}",
+        ).thinned(settings.crops)  # fmt: skip
+    layers = rectified_layers(classifier.model) if settings.layer == "auto" else [settings.layer]
+    chosen, validation = choose_layers(classifier, layers, windows["val"], batch_size)
+    proof = read_json(paths.proof)
+    metrics = {
+        "subset": "test",
+        "protocol": proof["protocol"],
+        "group_disjoint": proof["group_disjoint"],
+        "seed": params.seed,
+        "context": settings.context,
+        "lesions": len(windows["test"].table),
+        "groups": windows["test"].table["group"].nunique(),
+    }
+    table = measure(classifier, chosen, windows["test"], batch_size, params.seed)
+    figures = {}
+    if len(table):
+        figures = summarise(table, params.evaluate.resamples, params.seed)
+        metrics["lesion_share"] = float(windows["test"].lesion.mean())
+        for method, layer in chosen.items():
+            metrics[method] = {"layer": layer, "validation_share_inside": validation[method, layer], **figures[method]}
+    else:
+        metrics |= {method: {"layer": layer} for method, layer in chosen.items()}
+    with whole_folder(paths.pictures) as pictures:
+        test = np.flatnonzero(index["subset"] == "test")
+        blocks = example_crops(classifier, chosen, index, test, frames, read_images(paths.crops), params)
+        note = (
+            f"{card.name}, test crops, {paths.model.name}; heat: evidence for the class named first, scaled to each "
+            "map's maximum; outline: lesion"
+        )
+        draw_examples(pictures / "crops.png", blocks, note)
+        whole = [frame for frame in frames if subset_of[frame.name] == "test" and frame.label is None]
+        examples = [explain_frame(classifier, chosen, frame, params) for frame in evenly(whole, settings.frames)]
+        if examples:
+            draw_frames(
+                pictures / "frames.png",
+                examples,
+                "mean heat of the windows over each pixel, weighted by their probability; outline: lesion",
+            )
+        if figures:
+            title = f"{card.name}: {metrics['lesions']} lesions of {metrics['groups']} test groups; 95 % intervals"
+            draw_agreement(pictures / "agreement.png", figures, title)
+    write_table(paths.table, table)
+    write_json(paths.metrics, metrics)
+    tracking.log_stage(
+        "explain",
+        params={"seed": params.seed, "dataset": params.dataset, "explain": settings.model_dump()},
+        history=None,
+        metrics=figures,
+        pictures=[paths.pictures],
+        tags={"lesionlab.data": file_digest(paths.split), "lesionlab.protocol": proof["protocol"]},
+        seconds=time.perf_counter() - started,
+    )
+
+
+def choose_layers(
+    classifier: Classifier, layers: list[str], windows: LesionWindows, batch_size: int
+) -> tuple[dict[Method, str], dict[tuple[Method, str], float]]:
+    """Each method's layer: the one with the largest share of heat inside lesions; and all shares.
+
+    windows: of the validation subset. Without any, the last layer.
+    """
+    if not len(windows.images):
+        return dict.fromkeys(METHODS, layers[-1]), {}
+    maps = class_activation_maps(classifier, layers, windows.images, _targets(classifier, windows), batch_size, "layer")
+    size = windows.images.shape[1]
+    shares = {
+        key: float(agreement.share_inside(enlarge(cells, size), windows.lesion).mean()) for key, cells in maps.items()
+    }
+    return {method: max(layers, key=lambda layer: shares[method, layer]) for method in METHODS}, shares
+
+
+def measure(
+    classifier: Classifier, layers: dict[Method, str], windows: LesionWindows, batch_size: int, seed: int
+) -> pd.DataFrame:
+    """Agreement of heat and lesion, a row a window and method: the network, randomised networks, a random map.
+
+    Columns: method, those of the windows, lesion_share (part of the window that is lesion), probability (of the
+    target class); share_inside and pointing, the same with randomised_ (mean over networks) and random_ before them,
+    and similarity: rank correlation with the randomised networks' maps. A map that does not depend on what was learnt
+    does as well without it. Source of that check: Adebayo et al., Sanity Checks for Saliency Maps, NeurIPS 2018.
+    """
+    count, size, lesion = len(windows.images), windows.images.shape[1], windows.lesion
+    columns = [*FIGURES, *(f"{kind}_{name}" for kind in ("randomised", "random") for name in FIGURES), "similarity"]
+    if not count:
+        return pd.DataFrame(columns=["method", *COLUMNS, "lesion_share", "probability", *columns])
+    targets, names = _targets(classifier, windows), sorted(set(layers.values()))
+    probability = classifier.predict(windows.images, np.arange(count), batch_size, "explain")[np.arange(count), targets]
+
+    def maps_of(network: Classifier, desc: str) -> dict[tuple[Method, str], np.ndarray]:
+        return class_activation_maps(network, names, windows.images, targets, batch_size, desc)
+
+    trained = maps_of(classifier, "explain")
+    architecture = classifier.description.architecture
+    randomised = [
+        maps_of(Classifier(classifier.description, build_network(architecture, drawn)), "explain, randomised")
+        for drawn in (derive_seed(seed, "explain", "randomised", k) for k in range(RANDOM_NETWORKS))
+    ]
+    tables = []
+    for method, layer in layers.items():
+        cells = trained[method, layer]
+        noise = agreement.random_maps(count, cells.shape[1:], generator(seed, "explain", "random", layer))
+        controls = [maps[method, layer] for maps in randomised]
+        table = windows.table.assign(lesion_share=lesion.mean(axis=(1, 2)), probability=probability)
+        table.insert(0, "method", method)
+        for prefix, kinds in {"": [cells], "randomised_": controls, "random_": [noise]}.items():
+            heats = [enlarge(kind, size) for kind in kinds]
+            table[f"{prefix}share_inside"] = np.mean([agreement.share_inside(h, lesion) for h in heats], axis=0)
+            table[f"{prefix}pointing"] = np.mean([agreement.pointing_game(h, lesion) for h in heats], axis=0)
+        table["similarity"] = np.mean([agreement.rank_correlation(cells, control) for control in controls], axis=0)
+        tables.append(table)
+    return pd.concat(tables, ignore_index=True)
+
+
+def summarise(table: pd.DataFrame, resamples: int, seed: int) -> dict[str, dict]:
+    """For each method every figure of `measure` as value, low, high, and times_random: share over the random map's."""
+    start = list(table.columns).index(FIGURES[0])
+    ratios = {
+        "times_random": ("share_inside", "random_share_inside"),
+        "times_randomised": ("share_inside", "randomised_share_inside"),
+    }
+    return {
+        method: agreement.group_bootstrap(rows[table.columns[start:]], rows["group"], ratios, resamples, seed)
+        for method, rows in table.groupby("method", sort=False)
+    }
+
+
+def example_crops(
+    classifier: Classifier,
+    layers: dict[Method, str],
+    index: pd.DataFrame,
+    rows: np.ndarray,
+    frames: list[Frame],
+    images: np.ndarray,
+    params: Params,
+) -> dict[str, list[Example]]:
+    """Test crops that the network got right, got wrong (the surest first), and was least sure of, with their heat.
+
+    rows: of the test subset in `index` and `images`; at most `explain.crops` are looked at, drawn at random.
+    """
+    settings, batch_size = params.explain, params.training.batch_size
+    classes = classifier.description.architecture.classes
+    rng = generator(params.seed, "explain", "examples")
+    rows = np.sort(rng.choice(rows, min(settings.crops, len(rows)), replace=False))
+    probabilities = classifier.predict(images, rows, batch_size, "explain crops")
+    labels = index["label"].iloc[rows].map({name: k for k, name in enumerate(classes)}).to_numpy()
+    threshold = classifier.description.threshold
+    if threshold is None:
+        predicted = probabilities.argmax(axis=1)
+        ordered = np.sort(probabilities, axis=1)
+        margin = ordered[:, -1] - ordered[:, -2]
+    else:
+        predicted = (probabilities[:, -1] >= threshold).astype(int)
+        margin = np.abs(probabilities[:, -1] - threshold)
+    # Of two classes the lesion is explained, also where it was not called: what speaks for it.
+    targets = np.full(len(rows), len(classes) - 1) if len(classes) == 2 else predicted
+    right, wrong = np.flatnonzero(predicted == labels), np.flatnonzero(predicted != labels)
+    # Where the lesion is explained, correct cases are lesions: a map of background shows where there is none.
+    shown = right[labels[right] == targets[right]]
+    surest_wrong = wrong[np.argsort(-margin[wrong], kind="stable")][: settings.examples]
+    nearest = np.setdiff1d(np.argsort(margin, kind="stable"), surest_wrong, assume_unique=True)
+    cases = {
+        "correct, drawn at random": rng.permutation(shown)[: settings.examples],
+        "wrong, the surest first": surest_wrong,
+        "uncertain: of the others, those nearest to the threshold": nearest[: settings.examples],
+    }
+    by_name = {frame.name: frame for frame in frames}
+    blocks = {}
+    for kind, members in cases.items():
+        pixels = np.asarray(images[rows[members]])
+        maps = class_activation_maps(
+            classifier, sorted(set(layers.values())), pixels, targets[members], batch_size, "explain crops"
+        )
+        heat = {method: enlarge(maps[method, layer], pixels.shape[1]) for method, layer in layers.items()}
+        blocks[kind] = [
+            Example(
+                f"{classes[targets[k]]} {probabilities[k, targets[k]]:.2f}\nis {classes[labels[k]]}",
+                pixels[position],
+                _mask_of_crop(by_name[index["frame"].iloc[rows[k]]], index.iloc[rows[k]], pixels.shape[1], params),
+                {method: maps[position] for method, maps in heat.items()},
+            )
+            for position, k in enumerate(members)
+        ]
+    return blocks
+
+
+def explain_frame(classifier: Classifier, layers: dict[Method, str], frame: Frame, params: Params) -> Example:
+    """A whole frame with, at each pixel, the mean heat of the windows over it: evidence for the last class.
+
+    Each window's heat is weighted by its probability of that class: every window has some evidence for it.
+    """
+    pixels = read_rgb(frame.image)
+    size = classifier.description.architecture.image_size
+    content = content_box(pixels)
+    boxes, crops = cut_windows(Image.fromarray(pixels), content, FRAME_WINDOW, FRAME_STRIDE, size)
+    targets = np.full(len(crops), len(classifier.description.architecture.classes) - 1)
+    maps = class_activation_maps(
+        classifier, sorted(set(layers.values())), crops, targets, params.training.batch_size, "explain frame"
+    )
+    rows = np.arange(len(crops))
+    weights = classifier.predict(crops, rows, params.training.batch_size, "explain frame")[:, -1]
+    side = int(boxes[0, 2])
+    count = np.zeros(pixels.shape[:2])
+    for x, y, _, _ in boxes:
+        count[y : y + side, x : x + side] += 1
+    heat = {}
+    for method, layer in layers.items():
+        total = np.zeros(pixels.shape[:2])
+        weighted = enlarge(maps[method, layer], side) * weights[:, None, None]
+        for (x, y, _, _), part in zip(boxes, weighted, strict=True):
+            total[y : y + side, x : x + side] += part
+        heat[method] = total / np.maximum(count, 1)
+    mask = None
+    if frame.mask is not None:
+        mask = read_mask(frame.mask, params.crop.mask_threshold, pixels.shape[1::-1], frame.image)
+    return Example(frame.name, pixels, mask, heat)
+
+
+def _mask_of_crop(frame: Frame, row: pd.Series, size: int, params: Params) -> np.ndarray | None:
+    """The lesion in a crop of the crop stage, (size, size); None for a frame without a mask."""
+    if frame.mask is None:
+        return None
+    pixels = read_rgb(frame.image)
+    mask = read_mask(frame.mask, params.crop.mask_threshold, pixels.shape[1::-1], frame.image)
+    window = None if frame.label is not None else tuple(int(row[name]) for name in ("x", "y", "width", "height"))
+    return cut_mask(mask, content_box(pixels), window, size, params.crop.whole_image)
+
+
+def _targets(classifier: Classifier, windows: LesionWindows) -> np.ndarray:
+    """The class number of each window's lesion."""
+    return windows.table["label"].map(classifier.description.architecture.classes.index).to_numpy()
