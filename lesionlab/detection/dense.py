@@ -2,6 +2,7 @@
 
 from dataclasses import dataclass
 from functools import cached_property
+from itertools import product
 
 import keras
 import numpy as np
@@ -13,48 +14,58 @@ from lesionlab.models.backbones import find_backbone, preprocess
 from lesionlab.models.networks import HEAD_CONVOLUTION
 from lesionlab.models.saved import Classifier
 
+PHASES = tuple(product((0, 1), repeat=2))  # the rows and columns from which a layer of stride 2 can start
+
 
 @dataclass(frozen=True)
 class DenseClassifier:
     """A classifier as a fully convolutional network: one score for each window of a grid, computed together.
 
-    The grid's step is the backbone's stride, 32 pixels at the classifier's scale; finer grids are stitched from
-    shifted passes. Source: Sermanet et al., OverFeat, ICLR 2014; Long et al., CVPR 2015 (shift and stitch).
+    stride: largest step between windows, in parts of a window. The grid's step in pixels of the reduced frame is the
+    backbone's stride (32), halved as often as `stride` asks (`fragments`).
     Scores differ a little from those of windows cut out one by one: a convolution at a window's edge sees the frame
     there instead of zeros. Thresholds must be chosen on scores of the same kind.
+    Source: Sermanet et al., OverFeat, ICLR 2014.
     """
 
     classifier: Classifier
+    stride: float
 
     @cached_property
-    def stride(self) -> int:
-        """Pixels of the reduced frame between two cells of the feature map."""
-        size = self.classifier.description.architecture.image_size
-        return size // self._feature_size
-
-    @cached_property
-    def _feature_size(self) -> int:
+    def _cells(self) -> int:
+        """Side of a window in cells of the backbone's feature map."""
         architecture = self.classifier.description.architecture
-        end = find_backbone(architecture.backbone).block_ends[-1]
-        return self.classifier.model.get_layer(end).output.shape[1]
+        return self.classifier.model.get_layer(find_backbone(architecture.backbone).block_ends[-1]).output.shape[1]
+
+    @cached_property
+    def _strided(self) -> int:
+        """How many layers of stride 2 the backbone has."""
+        return len(halving_inputs(self.classifier.model))
+
+    @cached_property
+    def _halvings(self) -> int:
+        """How many of the last of them must take every row and column."""
+        wanted = self.stride * self.classifier.description.architecture.image_size
+        return min(max(0, int(np.ceil(np.log2(2**self._strided / wanted)))), self._strided)
 
     @cached_property
     def model(self) -> keras.Model:
-        """(1, height, width, 3) preprocessed to (1, rows, columns, classes) logits, weights shared by value."""
+        """(1, height, width, 3) preprocessed to (fragments, rows, columns, classes) logits, weights shared by value."""
         architecture, model = self.classifier.description.architecture, self.classifier.model
         base = find_backbone(architecture.backbone).build(None)
         for layer in base.layers:
             if layer.weights:
                 layer.set_weights(model.get_layer(layer.name).get_weights())
-        x, cells = base.output, self._feature_size
+        base = fragments(base, self._halvings)
+        x = base.output
         for layer in model.layers:
             if layer.name.startswith(HEAD_CONVOLUTION):
                 x = layer(x)
         first = "head_dense" if architecture.dense else "logits"
         if architecture.pooling == "average":
-            x = keras.layers.AveragePooling2D(cells, strides=1)(x)
+            x = keras.layers.AveragePooling2D(self._cells, strides=1)(x)
         else:  # a dense layer on a flattened window is a convolution with a window's kernel
-            x = _as_convolution(model.get_layer(first), cells)(x)
+            x = _as_convolution(model.get_layer(first), self._cells)(x)
         for name in ("head_dense", "logits"):
             if any(layer.name == name for layer in model.layers) and not (
                 architecture.pooling == "flatten" and name == first
@@ -62,37 +73,75 @@ class DenseClassifier:
                 x = model.get_layer(name)(x)
         return keras.Model(base.input, x, name="dense")
 
-    def score(self, image: Image.Image, content: Box, fraction: float, stride: float) -> tuple[np.ndarray, np.ndarray]:
+    def score(self, image: Image.Image, content: Box, fraction: float) -> tuple[np.ndarray, np.ndarray]:
         """Windows of one size: boxes (n, 4) x, y, width, height in pixels of the frame, and logits (n, classes).
 
-        fraction: a window's side in parts of the content's shorter side. stride: largest step in parts of the side.
+        fraction: a window's side in parts of the content's shorter side.
         """
         x, y, width, height = content
-        size, step = self.classifier.description.architecture.image_size, self.stride
+        size, step = self.classifier.description.architecture.image_size, 2**self._strided
         scale = size / (fraction * min(width, height))
-        # Whole strides, so that every layer pads as it does in a crop.
-        columns = max(size, round(width * scale / step) * step)
-        rows = max(size, round(height * scale / step) * step)
-        shifts = max(1, int(np.ceil(step / (stride * size))))
-        offsets = [step * k // shifts for k in range(shifts)]
-        margin = step if shifts > 1 else 0
+        # Whole steps, so that every layer pads as it does in a crop.
+        least = int(np.ceil(size / step))
+        columns = max(least, round(width * scale / step)) * step
+        rows = max(least, round(height * scale / step)) * step
         reduced = image.resize((columns, rows), Image.Resampling.BILINEAR, box=(x, y, x + width, y + height))
-        pixels = np.pad(np.asarray(reduced), ((0, margin), (0, margin), (0, 0)), mode="edge")
-        inputs = preprocess(pixels[None], self.classifier.description.architecture.preprocessing)
-        boxes, logits = [], []
-        for top in offsets:
-            for left in offsets:
-                part = inputs[:, top : top + rows, left : left + columns]
-                result = np.asarray(self.model.predict_on_batch(part))[0]
-                down, across = np.mgrid[: result.shape[0], : result.shape[1]] * step
-                corners = np.stack([across.ravel() + left, down.ravel() + top], axis=1)
-                inside = (corners[:, 0] + size <= columns) & (corners[:, 1] + size <= rows)
-                boxes.append(corners[inside])
-                logits.append(result.reshape(-1, result.shape[-1])[inside])
+        inputs = preprocess(np.asarray(reduced)[None], self.classifier.description.architecture.preprocessing)
+        logits = np.asarray(self.model.predict_on_batch(inputs))
+        down, across = np.mgrid[: logits.shape[1], : logits.shape[2]] * step
+        top, left = np.array(fragment_offsets(self._strided, self._halvings)).T[:, :, None, None]
+        corners = np.stack([(across + left).ravel(), (down + top).ravel()], axis=1)
+        inside = (corners + size <= (columns, rows)).all(axis=1)
         to_frame = np.array([width / columns, height / rows])
-        corners = (np.concatenate(boxes) * to_frame + (x, y)).round().astype(int)
+        corners = (corners[inside] * to_frame + (x, y)).round().astype(int)
         sides = np.broadcast_to((size * to_frame).round().astype(int), corners.shape)
-        return np.concatenate([corners, sides], axis=1), np.concatenate(logits)
+        return np.concatenate([corners, sides], axis=1), logits.reshape(-1, logits.shape[-1])[inside]
+
+
+def halving_inputs(model: keras.Model) -> list[keras.KerasTensor]:
+    """What the layers of stride 2 of a network read, from input to output; before the padding that belongs to one."""
+    found: dict[str, keras.KerasTensor] = {}
+    for layer in model.layers:
+        if getattr(layer, "strides", (1, 1)) == (2, 2):
+            source = layer.input._keras_history.operation
+            tensor = source.input if isinstance(source, keras.layers.ZeroPadding2D) else layer.input
+            found[tensor._keras_history.operation.name] = tensor  # a shortcut beside it reads the same
+    return list(found.values())
+
+
+def fragments(model: keras.Model, halvings: int) -> keras.Model:
+    """A convolutional network whose last `halvings` layers of stride 2 start at every row and column.
+
+    model: (n, height, width, channels) to (n, rows, columns, features), height and width even at each of these layers.
+    The result gives (4**halvings * n, rows, columns, features), a fragment for each of `fragment_offsets`: what is
+    before such a layer is computed once, it and what follows once for each of its four phases. These are the values
+    that the layer at stride 1 and dilation in all that follow would give, a fragment holding every second (fourth,
+    ...) row and column of them; but no layer changes, whatever kernel, padding or shortcut it has.
+    Cells that reach beyond the lower or right edge see zeros there.
+    Source: Giusti et al., Fast image scanning with deep max-pooling convolutional neural networks, ICIP 2013; Yu and
+    Koltun, Multi-scale context aggregation by dilated convolutions, ICLR 2016.
+    """
+    cuts = halving_inputs(model)
+    begin = x = model.input
+    for cut in cuts[len(cuts) - halvings :]:
+        if cut is not begin:
+            x = keras.Model(begin, cut)(x)
+        x, begin = _phases(x), cut
+    return keras.Model(model.input, keras.Model(begin, model.output)(x))
+
+
+def fragment_offsets(total: int, halvings: int) -> list[tuple[int, int]]:
+    """Where each of the `fragments` of a network of stride 2**total begins: y, x in pixels of its input."""
+    offsets = [(0, 0)]
+    for halving in range(total - halvings, total):
+        offsets = [(y + down * 2**halving, x + right * 2**halving) for down, right in PHASES for y, x in offsets]
+    return offsets
+
+
+def _phases(x: keras.KerasTensor) -> keras.KerasTensor:
+    padded = keras.ops.pad(x, [[0, 0], [0, 1], [0, 1], [0, 0]])
+    parts = {0: slice(0, -1), 1: slice(1, None)}
+    return keras.ops.concatenate([padded[:, parts[down], parts[right]] for down, right in PHASES], axis=0)
 
 
 def _as_convolution(dense: keras.layers.Dense, cells: int) -> keras.layers.Layer:
@@ -104,8 +153,8 @@ def _as_convolution(dense: keras.layers.Dense, cells: int) -> keras.layers.Layer
     return layer
 
 
-def dense_classifier(classifier: Classifier) -> DenseClassifier:
+def dense_classifier(classifier: Classifier, stride: float) -> DenseClassifier:
     """Raises InputError for a model without a backbone: the small CNN flattens its whole crop."""
     if classifier.description.architecture.backbone is None:
         raise InputError("detect: mode dense needs a model with a backbone; set detect.mode=windows for the small CNN")
-    return DenseClassifier(classifier)
+    return DenseClassifier(classifier, stride)

@@ -59,9 +59,9 @@ class Detector:
     def __init__(self, classifier: Classifier, params: DetectParams, batch_size: int):
         self.classifier, self.params = classifier, params
         if params.mode == "dense":
-            self._score = dense_classifier(classifier).score
+            self._score = dense_classifier(classifier, params.stride).score
         else:
-            self._score = partial(score_windows, classifier=classifier, batch_size=batch_size)
+            self._score = partial(score_windows, stride=params.stride, classifier=classifier, batch_size=batch_size)
 
     def windows(self, pixels: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
         """All windows of a frame and their lesion probability: boxes (n, 4) x, y, width, height; scores (n,).
@@ -69,7 +69,7 @@ class Detector:
         pixels: (height, width, 3) uint8 RGB. The probability is that of any class but the first (background).
         """
         image, content = Image.fromarray(pixels), content_box(pixels)
-        parts = [self._score(image, content, size, self.params.stride) for size in self.params.window_sizes]
+        parts = [self._score(image, content, size) for size in self.params.window_sizes]
         logits = np.concatenate([part for _, part in parts])
         probabilities = softmax(logits, self.classifier.description.temperature)
         return np.concatenate([boxes for boxes, _ in parts]), 1 - probabilities[:, 0]
