@@ -60,7 +60,7 @@ class CropParams(Section):
 class SplitParams(Section):
     """Which crops train, validate and test."""
 
-    protocol: Literal["group", "random", "official"]
+    protocol: Literal["group", "random", "official", "external"]
     folds: Annotated[int, Field(ge=3)]
     test_fold: Count
     near_duplicate_bits: Annotated[int, Field(ge=0, le=16)]

@@ -6,12 +6,14 @@ writes  data/split.csv       id, fold, subset; label where labels are shuffled
 params  dataset, seed, split
 """
 
+from dataclasses import replace
 from pathlib import Path
 from typing import Annotated
 
 from typer import Option
 
-from lesionlab.params import read_params
+from lesionlab.errors import InputError
+from lesionlab.params import current_overlay, read_params
 from lesionlab.stage import run
 
 
@@ -19,16 +21,30 @@ def main(
     crops: Annotated[Path, Option(help="folder of the crop stage")],
     split: Annotated[Path, Option(help="CSV file to write")],
     metrics: Annotated[Path, Option(help="JSON file to write")],
+    training: Annotated[Path | None, Option(help="crops of the data set that trains, for protocol external")] = None,
 ) -> None:
     from lesionlab.data.cards import read_card
-    from lesionlab.data.splits import assign_folds, crop_digests, describe_split
+    from lesionlab.data.splits import assign_folds, crop_digests, describe_external, describe_split, external_split
     from lesionlab.files import read_images, read_index, write_json, write_table
 
     params = read_params()
-    index = read_index(crops).assign(digest=crop_digests(read_images(crops)))
-    table = assign_folds(index, params.split, params.seed)
-    grouped = read_card(params.dataset).group_disjoint
-    description = describe_split(index, table, params.split, grouped=grouped, seed=params.seed)
+    if (params.split.protocol == "external") != (training is not None):
+        raise InputError(
+            "params.yaml: split.protocol external and the option --training go together; studies/external uses them"
+        )
+    images = read_images(crops)
+    index = read_index(crops).assign(digest=crop_digests(images))
+    if training is None:
+        table = assign_folds(index, params.split, params.seed)
+        grouped = read_card(params.dataset).group_disjoint
+        description = describe_split(index, table, params.split, grouped=grouped, seed=params.seed)
+    else:
+        trained, size = read_index(training), read_images(training).shape[1]
+        if size != images.shape[1]:
+            raise InputError(f"{crops}: crops are {images.shape[1]} px, {training} has {size}; set model.image_size")
+        table = external_split(index, trained, params.split)
+        datasets = (read_params(overlay=replace(current_overlay(), cell=None)).dataset, params.dataset)
+        description = describe_external(index, table, trained, params.split, datasets=datasets, seed=params.seed)
     write_table(split, table)
     write_json(metrics, description)
 

@@ -16,7 +16,7 @@ from lesionlab.stage import run
 
 
 def main(
-    kind: Annotated[Literal["blockwise", "leakage"], Argument(help="which study")],
+    kind: Annotated[Literal["blockwise", "leakage", "external"], Argument(help="which study")],
     metrics: Annotated[Path, Option(help="folder with a JSON a cell")],
     predictions: Annotated[Path, Option(help="folder with a CSV of the predict stage a cell")],
     table: Annotated[Path, Option(help="CSV file to write")],

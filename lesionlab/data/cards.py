@@ -7,7 +7,7 @@ from typing import Annotated, Literal, get_args
 from pydantic import Discriminator, Field, PositiveInt, Tag, model_validator
 
 from lesionlab.errors import InputError
-from lesionlab.params import ModelParams, Section, read_yaml
+from lesionlab.params import ModelParams, PositiveFloat, Section, read_yaml
 
 Subset = Literal["train", "val", "test"]
 SUBSETS: tuple[Subset, ...] = get_args(Subset)
@@ -98,7 +98,7 @@ class Npz(Section):
 
 
 class PhantomLayout(Section):
-    """Frames that this program draws."""
+    """Frames that this program draws. white_balance: gains of red, green and blue, to imitate another camera."""
 
     kind: Literal["phantom"]
     sequences: PositiveInt
@@ -106,6 +106,7 @@ class PhantomLayout(Section):
     width: Annotated[int, Field(ge=64)]
     height: Annotated[int, Field(ge=64)]
     lesion_free: Annotated[float, Field(ge=0, lt=1)]
+    white_balance: tuple[PositiveFloat, PositiveFloat, PositiveFloat] = (1.0, 1.0, 1.0)
 
 
 class GroupRule(Section):

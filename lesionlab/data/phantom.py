@@ -77,8 +77,8 @@ class Scene:
 def draw_phantom(layout: PhantomLayout, seed: int, folder: Path) -> None:
     """Draw all frames of `layout` into `folder`: images/, masks/ (PNG) and frames.csv (image, mask, sequence).
 
-    Images are RGB, masks greyscale 0 or 255, both height x width pixels. A sequence depends on `seed`, its number and
-    the frames' size only, so a longer data set begins with the same files.
+    Images are RGB, masks greyscale 0 or 255, both height x width pixels. A sequence depends on `seed`, its number, the
+    frames' size and the camera only, so a longer data set begins with the same files.
     """
     for kind in ("images", "masks"):
         (folder / kind).mkdir(parents=True, exist_ok=True)
@@ -115,6 +115,7 @@ def draw_sequence(layout: PhantomLayout, seed: int, sequence: int) -> list[tuple
     rng = generator(seed, "phantom", sequence, "camera")
     visible = visible_area(size, rng)
     gain = rng.uniform(0.8, 1.15) * (1 + rng.normal(0, 0.035, 3))  # exposure and white balance of the sequence
+    gain = gain * np.array(layout.white_balance)
     lamp = rng.normal(0, 0.3, 2)
     free = lesion_free_frames(layout.frames_per_sequence, layout.lesion_free, rng)
     frames = []

@@ -113,6 +113,49 @@ def assign_folds(index: pd.DataFrame, params: SplitParams, seed: int) -> pd.Data
     return table.assign(label=index["label"]) if params.shuffle_labels else table
 
 
+def external_split(index: pd.DataFrame, training: pd.DataFrame, params: SplitParams) -> pd.DataFrame:
+    """A row a crop of a data set that only tests: id, fold (-1), subset (test, none).
+
+    training: index of the data set whose crops trained. Frames near one of its frames, whatever its subset, are left
+    out under `drop_duplicates`, as are repeats of a crop.
+    Raises InputError when the two have other classes, or such frames are found and not left out.
+    """
+    classes, trained = (sorted(table["label"].unique()) for table in (index, training))
+    if classes != trained:
+        raise InputError(
+            f"split: the external data set has the classes {', '.join(classes)}, the one that trains has "
+            f"{', '.join(trained)}; choose two of the same classes"
+        )
+    near = near_other(index, training, params.near_duplicate_bits)
+    if near.any() and not params.drop_duplicates:
+        frames = index["frame"][near].unique()
+        raise InputError(
+            f"split: {len(frames)} of {index['frame'].nunique()} frames (first: {frames[0]}) are near-duplicates of "
+            "frames of the data set that trains; leave them out with split.drop_duplicates: true, or if they only look "
+            f"alike lower split.near_duplicate_bits ({params.near_duplicate_bits}), both of the external data set"
+        )
+    subset = np.where(near, DROPPED, "test").astype(object)
+    if params.drop_duplicates:
+        subset = _drop_duplicates(index, subset, params.near_duplicate_bits)
+    for label in classes:
+        if not ((subset == "test") & (index["label"] == label)).any():
+            raise InputError(
+                f"split: every crop of class '{label}' repeats one of the data set that trains; is it the same data?"
+            )
+    return pd.DataFrame({"id": index["id"], "fold": -1, "subset": subset})
+
+
+def near_other(index: pd.DataFrame, other: pd.DataFrame, bits: int) -> np.ndarray:
+    """Which crops show a frame near any frame of another index: (n,) bool."""
+    distinct = np.unique(np.concatenate([_hashes(index["hash"]), _hashes(other["hash"])]))
+    in_other = np.isin(distinct, _hashes(other["hash"].unique()))
+    first, second = near_duplicates(distinct, bits).T
+    near = in_other.copy()
+    near[first[in_other[second]]] = True
+    near[second[in_other[first]]] = True
+    return near[np.searchsorted(distinct, _hashes(index["hash"]))]
+
+
 def shuffle_labels(labels: np.ndarray, groups: np.ndarray, seed: int) -> np.ndarray:
     """One label at random for each group: (n,) labels and group numbers to (n,) labels.
 
@@ -233,6 +276,35 @@ def describe_split(index: pd.DataFrame, split: pd.DataFrame, params: SplitParams
         "proof": proof,
         "duplicates": _duplicates(index, split["subset"].to_numpy()),
         "subsets": sizes,
+    }
+
+
+def describe_external(
+    index: pd.DataFrame,
+    split: pd.DataFrame,
+    training: pd.DataFrame,
+    params: SplitParams,
+    *,
+    datasets: tuple[str, str],
+    seed: int,
+) -> dict:
+    """Sizes, class balance, and how many frames are near one of the data set that trains.
+
+    datasets: names of the one that trains and of the external one. Two parts of one data set may share patients
+    whatever their pictures look like, so those are not called group-disjoint.
+    """
+    near = near_other(index, training, params.near_duplicate_bits)
+    frames = index["frame"]
+    kept = frames[near & (split["subset"] == "test").to_numpy()].nunique()
+    description = describe_split(index, split, params, grouped=datasets[0] != datasets[1] and not kept, seed=seed)
+    del description["folds"]  # there are none
+    description["labels"] = "true"
+    description["proof"] |= {"near_duplicates_of_training_frames": kept}
+    return description | {
+        "trained_on": datasets[0],
+        "near_duplicate_bits": params.near_duplicate_bits,
+        "training_frames_compared": training["frame"].nunique(),
+        "frames_near_training_frames": frames[near].nunique(),
     }
 
 

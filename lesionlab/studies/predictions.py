@@ -32,9 +32,15 @@ def write_predictions(path: Path, index: pd.DataFrame, probabilities: np.ndarray
     write_table(path, pd.concat([index[list(COLUMNS)], table], axis=1))
 
 
-def read_predictions(path: Path) -> Predictions:
-    """Read what `write_predictions` wrote. Raises InputError when it is missing or lacks a column."""
+def read_predictions(path: Path, validation: Path | None = None) -> Predictions:
+    """Read what `write_predictions` wrote. Raises InputError when it is missing or lacks a column.
+
+    validation: what the same model said of the data set that trained it, where that of `path` has no validation crops.
+    """
     table = read_table(path, COLUMNS, text=("subset", "group", "label"))
+    if validation is not None:
+        trained = read_table(validation, COLUMNS, text=("subset", "group", "label"))
+        table = pd.concat([trained[trained["subset"] == "val"], table])
     classes = [name.removeprefix(PREFIX) for name in table if name.startswith(PREFIX)]
     labels = table["label"].map({name: number for number, name in enumerate(classes)}).to_numpy()
     probabilities = table[[f"{PREFIX}{name}" for name in classes]].to_numpy()
