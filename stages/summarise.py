@@ -16,7 +16,7 @@ from lesionlab.stage import run
 
 
 def main(
-    kind: Annotated[Literal["blockwise", "leakage", "external"], Argument(help="which study")],
+    kind: Annotated[Literal["blockwise", "leakage", "variants", "ensemble", "external"], Argument(help="which study")],
     metrics: Annotated[Path, Option(help="folder with a JSON a cell")],
     predictions: Annotated[Path, Option(help="folder with a CSV of the predict stage a cell")],
     table: Annotated[Path, Option(help="CSV file to write")],
@@ -26,14 +26,15 @@ def main(
     import time
 
     from lesionlab import tracking
-    from lesionlab.studies import blockwise, leakage
+    from lesionlab.studies import blockwise, ensemble, leakage, variants
     from lesionlab.studies.tables import Paths, write_summary
 
     started = time.perf_counter()
     params, file = read_params(), current_overlay().study
     if file is None:
         raise InputError(f"summarise: give --study studies/{kind}/params.yaml")
-    module = {"blockwise": blockwise, "leakage": leakage}[kind]
+    modules = {"blockwise": blockwise, "ensemble": ensemble, "leakage": leakage, "variants": variants}
+    module = modules[kind]
     paths = Paths(metrics, predictions, table, markdown, figure)
     summary = module.summarise(read_yaml(file, module.Study), params, paths)
     print(write_summary(paths, summary))

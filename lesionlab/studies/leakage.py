@@ -11,7 +11,7 @@ from lesionlab.evaluation.metrics import with_intervals
 from lesionlab.files import read_json
 from lesionlab.params import Count, Params, Section
 from lesionlab.studies.predictions import read_predictions
-from lesionlab.studies.tables import Paths, Summary, provenance
+from lesionlab.studies.tables import Paths, Summary, interval
 
 SHOWN = ("accuracy", "balanced_accuracy", "roc_auc")
 CELL = ["blocks", "protocol", "labels"]
@@ -42,9 +42,8 @@ def summarise(study: Study, params: Params, paths: Paths) -> Summary:
     spread = "[95 % interval, bootstrap over groups]"
     if len(study.folds) > 1:
         spread = f"mean ± standard deviation of {len(study.folds)} test folds"
-    origin = provenance([paths.metrics / f"{name}.json" for name in names.values()])
     notes = [
-        f"Test figures, {spread}; {params.dataset}, {origin}. Chance is a balanced accuracy of {chance:.3f}.",
+        f"Test figures, {spread}; {params.dataset}, seed {params.seed}. Chance is a balanced accuracy of {chance:.3f}.",
         *(
             f"Leak (random - group, true labels), {b} unfrozen blocks: {_differences(row)}."
             for b, row in leaks.iterrows()
@@ -122,7 +121,7 @@ def _figures(paths: Paths, name: str, params: Params) -> pd.DataFrame:
 def _shown(row: pd.Series, name: str) -> str:
     if row["folds"] > 1:
         return f"{row[name]:.3f} ± {row[f'{name}_sd']:.3f}"
-    return f"{row[name]:.3f} [{row[f'{name}_low']:.3f}, {row[f'{name}_high']:.3f}]"
+    return interval(row, name)
 
 
 def _differences(row: pd.Series) -> str:

@@ -6,6 +6,7 @@ from pathlib import Path
 import numpy as np
 import pandas as pd
 
+from lesionlab.errors import InputError
 from lesionlab.evaluation.metrics import Scores, classification_metrics
 from lesionlab.files import read_table, write_table
 from lesionlab.training.threshold import choose_threshold
@@ -44,18 +45,29 @@ def read_predictions(path: Path, validation: Path | None = None) -> Predictions:
     classes = [name.removeprefix(PREFIX) for name in table if name.startswith(PREFIX)]
     labels = table["label"].map({name: number for number, name in enumerate(classes)}).to_numpy()
     probabilities = table[[f"{PREFIX}{name}" for name in classes]].to_numpy()
-    return predictions_of(table, labels, probabilities, classes)
-
-
-def predictions_of(
-    table: pd.DataFrame, labels: np.ndarray, probabilities: np.ndarray, classes: list[str]
-) -> Predictions:
-    """Split into validation and test, with the threshold that validation gives. table: id, subset, group."""
-    subset, groups = table["subset"].to_numpy(), table["group"].to_numpy()
-    val, test = (subset == name for name in SUBSETS)
+    val, test = ((table["subset"] == name).to_numpy() for name in SUBSETS)
     threshold = choose_threshold(labels[val], probabilities[val, 1]) if len(classes) == 2 else None
+    groups = table["group"].to_numpy()
     parts = [Scores(labels[rows], probabilities[rows], groups[rows], threshold) for rows in (val, test)]
     return Predictions(*parts, table["id"].to_numpy()[test], classes)
+
+
+def mean_of(members: list[Predictions]) -> Predictions:
+    """The mean of the members' probabilities, with a threshold of its own.
+
+    Raises InputError when the members saw other crops or classes.
+    """
+    first = members[0]
+    for member in members[1:]:
+        if member.classes != first.classes or not np.array_equal(member.ids, first.ids):
+            raise InputError("ensemble: members predict other crops or classes; run dvc repro in the study's folder")
+    val, test = (np.mean([getattr(member, part).probabilities for member in members], axis=0) for part in SUBSETS)
+    threshold = choose_threshold(first.val.labels, val[:, 1]) if len(first.classes) == 2 else None
+    parts = [
+        Scores(one.labels, probabilities, one.groups, threshold)
+        for one, probabilities in ((first.val, val), (first.test, test))
+    ]
+    return Predictions(*parts, first.ids, first.classes)
 
 
 def point_metrics(scores: Scores) -> dict[str, float]:

@@ -55,6 +55,12 @@ def mean_sd(values: pd.Series) -> str:
     return f"{values.mean():.3f}" + (f" ± {values.std():.3f}" if len(values) > 1 else "")
 
 
+def interval(row: pd.Series, name: str, *, signed: bool = False) -> str:
+    """`0.948 [0.931, 0.961]` of the columns <name>, <name>_low and <name>_high; signed for differences."""
+    sign = "+" if signed else ""
+    return f"{row[name]:{sign}.3f} [{row[f'{name}_low']:{sign}.3f}, {row[f'{name}_high']:{sign}.3f}]"
+
+
 def provenance(metrics: list[Path]) -> str:
     """Protocol, whether groups are kept apart in all cells, labels and seed, as the cells' metrics say."""
     cells = [read_json(path) for path in metrics]

@@ -1,0 +1,87 @@
+"""variants: networks compared on one split, from dense layers on pixels to backbones with two heads."""
+
+from typing import Any
+
+import matplotlib.pyplot as plt
+import numpy as np
+import pandas as pd
+from sklearn.metrics import log_loss
+
+from lesionlab.evaluation.metrics import with_intervals
+from lesionlab.files import read_json
+from lesionlab.params import Params, Section
+from lesionlab.studies.predictions import read_predictions
+from lesionlab.studies.tables import Paths, Summary, interval, provenance
+
+SHOWN = ("accuracy", "precision", "recall", "f1", "roc_auc")
+DRAWN = {"accuracy": "#0072B2", "f1": "#D55E00"}
+
+
+class Study(Section):
+    """studies/variants/params.yaml: names, and what each lays over params.yaml."""
+
+    cnns: dict[str, dict[str, Any]]
+    backbones: dict[str, dict[str, Any]]
+    set: dict[str, Any]
+
+
+def summarise(study: Study, params: Params, paths: Paths) -> Summary:
+    """A row a model: size, seconds, validation loss and accuracy; on test crops loss, and figures with intervals."""
+    table = pd.DataFrame([_row(name, params, paths) for name in (*study.cnns, *study.backbones)])
+    best = table.loc[table["val_loss"].idxmin()]
+    shown = table[["model"]].copy()
+    shown["parameters"] = [f"{count:,}" for count in table["parameters"]]
+    shown["trained"] = [f"{count:,}" for count in table["trained_parameters"]]
+    shown["seconds"] = [f"{value:.0f}" for value in table["seconds"]]
+    for name in ("val_loss", "val_accuracy", "loss"):
+        shown[name.replace("_", " ")] = [f"{value:.3f}" for value in table[name]]
+    for name in SHOWN:
+        shown[name.replace("_", " ")] = [interval(row, name) for _, row in table.iterrows()]
+    origin = provenance([paths.metrics / f"{name}.json" for name in table["model"]])
+    notes = [
+        f"{table['crops'].iloc[0]} test crops of {table['groups'].iloc[0]} groups, [95 % interval, bootstrap over "
+        f"groups]; {params.dataset}, {origin}. Seconds are of training with its start; activations that an earlier "
+        "cell computed are used again.",
+        f"Lowest validation loss: {best['model']}, with test accuracy {interval(best, 'accuracy')} and "
+        f"F1 {interval(best, 'f1')}.",
+    ]
+    headline = {f"{row['model']}.{name}": float(row[name]) for _, row in table.iterrows() for name in SHOWN}
+    return Summary("Variants", table, shown, notes, draw(table), headline)
+
+
+def draw(table: pd.DataFrame) -> plt.Figure:
+    """Accuracy and F1 of each model with their intervals."""
+    figure, axis = plt.subplots(figsize=(7, 0.4 * len(table) + 1.4))
+    places = np.arange(len(table))
+    for shift, (name, colour) in zip((-0.13, 0.13), DRAWN.items(), strict=True):
+        value = table[name]
+        spread = [value - table[f"{name}_low"], table[f"{name}_high"] - value]
+        label = name.replace("f1", "F1")
+        axis.errorbar(value, places + shift, xerr=spread, fmt="o", color=colour, capsize=3, markersize=5, label=label)
+    axis.set_yticks(places, table["model"])
+    axis.invert_yaxis()
+    axis.set(xlabel="on test crops, with 95 % interval")
+    axis.grid(alpha=0.3, axis="x")
+    axis.legend(fontsize=8)
+    return figure
+
+
+def _row(name: str, params: Params, paths: Paths) -> dict[str, float]:
+    trained = read_json(paths.metrics / f"{name}.json")
+    predictions = read_predictions(paths.predictions / f"{name}.csv")
+    test = predictions.test
+    figures = with_intervals(test, params.evaluate.resamples, params.seed).set_index("metric").loc[[*SHOWN]]
+    row = {
+        "model": name,
+        "parameters": trained["parameters"],
+        "trained_parameters": trained["trained_parameters"],
+        "seconds": read_json(paths.metrics / f"{name}_seconds.json")["seconds"],
+        "val_loss": trained["validation"]["loss"],
+        "val_accuracy": trained["validation"]["accuracy"],
+        "crops": len(test.labels),
+        "groups": len(np.unique(test.groups)),
+        "loss": log_loss(test.labels, test.probabilities, labels=range(len(predictions.classes))),
+    }
+    for metric, figure in figures.iterrows():
+        row |= {metric: figure["value"], f"{metric}_low": figure["low"], f"{metric}_high": figure["high"]}
+    return row
