@@ -1,7 +1,7 @@
 """summarise: one table and one picture of a study's cells.
 
 reads   metrics and predictions of the cells, studies/<name>/params.yaml
-writes  table.csv, table.md, figure.png
+writes  table.csv, table.md, figure.png, and the few figures that sort experiments as headline.json
 params  seed, evaluate.resamples
 """
 
@@ -22,6 +22,7 @@ def main(
     table: Annotated[Path, Option(help="CSV file to write")],
     markdown: Annotated[Path, Option(help="Markdown file to write")],
     figure: Annotated[Path, Option(help="PNG file to write")],
+    headline: Annotated[Path, Option(help="JSON file to write")],
 ) -> None:
     import time
 
@@ -35,7 +36,7 @@ def main(
         raise InputError(f"summarise: give --study studies/{kind}/params.yaml")
     modules = {"blockwise": blockwise, "ensemble": ensemble, "leakage": leakage, "variants": variants}
     module = modules[kind]
-    paths = Paths(metrics, predictions, table, markdown, figure)
+    paths = Paths(metrics, predictions, table, markdown, figure, headline)
     summary = module.summarise(read_yaml(file, module.Study), params, paths)
     print(write_summary(paths, summary))
     tracking.log_stage(

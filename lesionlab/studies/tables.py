@@ -6,7 +6,7 @@ from pathlib import Path
 import matplotlib.pyplot as plt
 import pandas as pd
 
-from lesionlab.files import read_json, whole_file, write_table
+from lesionlab.files import read_json, whole_file, write_json, write_table
 from lesionlab.pictures import save_figure
 
 
@@ -19,28 +19,34 @@ class Paths:
     table: Path
     markdown: Path
     figure: Path
+    headline: Path
 
 
 @dataclass(frozen=True)
 class Summary:
-    """What a study found. table: numbers. shown: the same for readers, texts. notes: sentences below the table."""
+    """What a study found.
+
+    table: numbers. shown: the same for readers, texts. notes: sentences below the table. headline: the few figures by
+    which experiments are compared.
+    """
 
     title: str
     table: pd.DataFrame
     shown: pd.DataFrame
     notes: list[str]
     figure: plt.Figure
-    headline: dict[str, float]
+    headline: dict[str, float | int | str]
 
 
 def write_summary(paths: Paths, summary: Summary) -> str:
-    """Write table, Markdown and picture; returns the Markdown."""
+    """Write everything; returns the Markdown."""
     lines = [f"# {summary.title}", "", *markdown_table(summary.shown), "", *summary.notes]
     text = "\n".join(lines) + "\n"
     write_table(paths.table, summary.table)
     with whole_file(paths.markdown) as temporary:
         temporary.write_text(text)
     save_figure(summary.figure, paths.figure)
+    write_json(paths.headline, summary.headline)
     return text
 
 

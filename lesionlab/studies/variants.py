@@ -45,7 +45,7 @@ def summarise(study: Study, params: Params, paths: Paths) -> Summary:
         f"Lowest validation loss: {best['model']}, with test accuracy {interval(best, 'accuracy')} and "
         f"F1 {interval(best, 'f1')}.",
     ]
-    headline = {f"{row['model']}.{name}": float(row[name]) for _, row in table.iterrows() for name in SHOWN}
+    headline = {"model": best["model"]} | {name: float(best[name]) for name in SHOWN}
     return Summary("Variants", table, shown, notes, draw(table), headline)
 
 
