@@ -1,12 +1,13 @@
 # make run    environment, the whole pipeline on the embedded default, and its figures
 # make test   environment, style and all tests
+# make report the last run on one page
 PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
 export PATH := $(CURDIR)/$(BIN):$(PATH)
 
 .DEFAULT_GOAL := help
-.PHONY: help env run test lint ui weights clean
+.PHONY: help env run report test lint ui weights clean
 
 help: ## show this list
 	@grep -E '^[a-z]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 10
@@ -22,6 +23,9 @@ env: $(VENV)/.installed ## build the environment in .venv
 run: env ## run the pipeline and show its figures
 	dvc repro
 	python -m lesionlab.summary
+
+report: env ## one page of what the last run wrote: report/report.html, report/report.md
+	python -m lesionlab.report
 
 test: env lint ## all tests
 	python -m pytest

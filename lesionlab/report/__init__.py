@@ -1,0 +1,1 @@
+"""The report: one page of what the stages wrote, and nothing that they did not."""
