@@ -1,15 +1,15 @@
-"""One line of the table that `make bench` prints."""
+"""What one line of the table of `make bench` holds."""
 
 from dataclasses import dataclass
 
 
 @dataclass(frozen=True)
 class Row:
-    """What a piece of work takes the plain way and here, measured in the same run; None where there is no such figure.
+    """One comparison; None where a figure could not be measured, for the reason in `note`.
 
     row: what was measured. plain, ours: medians over interleaved rounds, in seconds unless `note` names another unit.
-    ratio: plain over ours, or what else the row compares (`note` says it). floor: the least that `ours` could be by
-    counted operations at the plain way's own speed, in the unit of `ours`. at_least, at_most: what the ratio must show.
+    ratio: how many times less ours takes (for rows with `at_most`: how many times more). floor: the same ratio as
+    counted operations allow. at_least, at_most: what the ratio must be.
     """
 
     row: str

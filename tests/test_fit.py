@@ -3,18 +3,24 @@
 import re
 from pathlib import Path
 
+import h5py
 import keras
 import numpy as np
+import pandas as pd
 import pytest
 from sklearn.metrics import log_loss
 from sklearn.utils.class_weight import compute_class_weight
+from tiny import change_params, crop_stage, run_stage, split_stage
 from tiny_networks import BATCH, THREADS, tiny_architecture, tiny_crops, tiny_inputs, tiny_task, training_params
 
 from lesionlab.errors import InputError
+from lesionlab.files import read_images, read_json
 from lesionlab.models.networks import build_network, in_float32, softmax
+from lesionlab.models.saved import load_classifier
 from lesionlab.training import backend, resume
 from lesionlab.training.fit import Task, _class_weights, _epoch_batches, fit, predict_rows
 from lesionlab.training.prefix import PLAIN, Inputs
+from lesionlab.training.run import read_task
 
 PLAIN_RUN = {"baseline__augment": False, "baseline__epochs": 3, "baseline__patience": 3}
 
@@ -392,3 +398,35 @@ def test_the_processor_says_what_it_can_do():
     text = Path("/proc/cpuinfo").read_text()
     assert all(f" {flag} " in text.replace("\n", " \n") for flag in backend._processor_flags())
     assert ("avx512_bf16" in backend._processor_flags()) == ("avx512_bf16" in text)
+
+
+@pytest.mark.slow
+def test_stages_in_half_precision_report_what_the_saved_float32_model_gives(tiny_project):
+    change_params(tiny_project, {"training.dtype": "mixed_bfloat16", "training.cache_dtype": "float16"})
+    shared = ("--crops", "data/crops", "--split", "data/split.csv", "--proof", "metrics/split.json")
+    runs = [crop_stage(), split_stage(), run_stage("download", "weights", "--out", "data/weights")]
+    for name, options in (
+        ("transfer", ("--weights", "data/weights")),
+        ("finetune", ("--start", "models/transfer")),
+    ):
+        outs = ("--model", f"models/{name}", "--metrics", f"metrics/{name}.json", "--history", f"plots/{name}.csv")
+        runs.append(run_stage(name, *shared, *options, *outs))
+    assert [run.stderr for run in runs if run.returncode] == []
+    task = read_task(Path("data/crops"), Path("data/split.csv"), ["background", "polyp"])
+    images = read_images(Path("data/crops"))
+    for name in ("transfer", "finetune"):
+        metrics = read_json(Path(f"metrics/{name}.json"))
+        classifier = load_classifier(Path(f"models/{name}"))
+        assert metrics["dtype"] == classifier.description.environment["dtype"] == "mixed_bfloat16"
+        assert {layer.compute_dtype for layer in classifier.model.layers} == {"float32"}
+        with h5py.File(f"models/{name}/model.weights.h5") as file:
+            kinds = set()
+            file.visititems(
+                lambda _, item, kinds=kinds: kinds.add(str(item.dtype)) if isinstance(item, h5py.Dataset) else None
+            )
+        assert kinds <= {"float32", "uint32"}
+        probabilities = classifier.predict(images, task.val, 16)
+        loss = log_loss(task.labels[task.val], probabilities, labels=[0, 1])
+        assert metrics["validation"]["loss"] == pytest.approx(loss, abs=1e-6)
+        trained = pd.read_csv(f"plots/{name}.csv")["val_loss"].iloc[metrics["best_epoch"]]
+        assert trained == pytest.approx(loss, rel=0.05)

@@ -128,7 +128,8 @@ class Inputs:
 
     def _predict(self, model: keras.Model, batch: np.ndarray) -> np.ndarray:
         # One batch size everywhere: a convolution may round differently at another.
-        return np.asarray(model.predict_on_batch(pad_batch(batch, self.batch_size)))[: len(batch)]
+        values = model.predict_on_batch(pad_batch(batch, self.batch_size))
+        return np.asarray(values, dtype="float32")[: len(batch)]
 
     def _pixels(self, rows: np.ndarray, version: int) -> np.ndarray:
         pixels = np.asarray(self.images[rows], dtype="float32")
