@@ -169,7 +169,8 @@ def pipeline_page(name: str) -> list[str]:
     lines = [
         f"{protocol(evaluated)}; {evaluated['crops']} test crops of {evaluated['groups']} groups.",
         "",
-        "| | validation accuracy | test accuracy | test AUC | balanced accuracy | F1 | calibration error | error at 90 % coverage |",
+        "| | validation accuracy | test accuracy | test AUC | balanced accuracy | F1 | calibration error | "
+        "error at 90 % coverage |",
         "|---|---|---|---|---|---|---|---|",
     ]
     for model in (*MODELS, "ensemble", "control_mean_colour", "control_colour_histogram"):

@@ -58,12 +58,12 @@ class CropParams(Section):
 
 
 class SplitParams(Section):
-    """Which crops train, validate and test."""
+    """Which crops train, validate and test; `auto` is what the card says."""
 
-    protocol: Literal["group", "random", "official", "external"]
+    protocol: Literal["auto", "group", "random", "official", "external"]
     folds: Annotated[int, Field(ge=3)]
     test_fold: Count
-    near_duplicate_bits: Annotated[int, Field(ge=0, le=16)]
+    near_duplicate_bits: Literal["auto"] | Annotated[int, Field(ge=0, le=16)]
     official_validation: bool
     validation_per_class: PositiveInt | None
     drop_duplicates: bool

@@ -23,7 +23,7 @@ def main(
     metrics: Annotated[Path, Option(help="JSON file to write")],
     training: Annotated[Path | None, Option(help="crops of the data set that trains, for protocol external")] = None,
 ) -> None:
-    from lesionlab.data.cards import read_card
+    from lesionlab.data.cards import read_card, resolve_split
     from lesionlab.data.splits import assign_folds, crop_digests, describe_external, describe_split, external_split
     from lesionlab.files import read_images, read_index, write_json, write_table
 
@@ -32,19 +32,21 @@ def main(
         raise InputError(
             "params.yaml: split.protocol external and the option --training go together; studies/external uses them"
         )
+    card = read_card(params.dataset)
+    settings = resolve_split(params.split, card)
+    index = read_index(crops)
     images = read_images(crops)
-    index = read_index(crops).assign(digest=crop_digests(images))
+    index = index.assign(digest=crop_digests(images))
     if training is None:
-        table = assign_folds(index, params.split, params.seed)
-        grouped = read_card(params.dataset).group_disjoint
-        description = describe_split(index, table, params.split, grouped=grouped, seed=params.seed)
+        table = assign_folds(index, settings, params.seed)
+        description = describe_split(index, table, settings, grouped=card.group_disjoint, seed=params.seed)
     else:
         trained, size = read_index(training), read_images(training).shape[1]
         if size != images.shape[1]:
             raise InputError(f"{crops}: crops are {images.shape[1]} px, {training} has {size}; set model.image_size")
-        table = external_split(index, trained, params.split)
+        table = external_split(index, trained, settings)
         datasets = (read_params(overlay=replace(current_overlay(), cell=None)).dataset, params.dataset)
-        description = describe_external(index, table, trained, params.split, datasets=datasets, seed=params.seed)
+        description = describe_external(index, table, trained, settings, datasets=datasets, seed=params.seed)
     write_table(split, table)
     write_json(metrics, description)
 

@@ -14,12 +14,15 @@ from lesionlab.data.cards import (
     MaskPairs,
     Npz,
     Recommended,
+    RecommendedSplit,
     Source,
     Table,
     read_card,
+    resolve_split,
 )
 from lesionlab.errors import InputError
 from lesionlab.models.backbones import find_backbone
+from lesionlab.params import read_params
 
 TEMPLATE = ROOT / "docs" / "card-template.yaml"
 CARDS = sorted(path.stem for path in (ROOT / "datasets").glob("*.yaml"))
@@ -54,7 +57,7 @@ PUBLIC = {
 
 
 def test_every_system_has_its_cards():
-    assert set(CARDS) == PUBLIC | {"phantom"}
+    assert set(CARDS) == PUBLIC | {"phantom", "phantom-external"}
 
 
 @pytest.mark.parametrize("dataset", sorted(PUBLIC))
@@ -228,5 +231,28 @@ def test_the_copies_of_the_template_are_accepted(folder):
 def test_the_template_explains_every_key():
     text = TEMPLATE.read_text()
     explained = set(re.findall(r"\b([a-z_0-9]+):", text))
-    for model in (Card, Source, MaskPairs, ClassFolders, Table, ChengMat, Npz, GroupRule, Recommended):
+    for model in (
+        Card,
+        Source,
+        MaskPairs,
+        ClassFolders,
+        Table,
+        ChengMat,
+        Npz,
+        GroupRule,
+        Recommended,
+        RecommendedSplit,
+    ):
         assert not set(model.model_fields) - explained
+
+
+def test_auto_in_the_split_is_what_the_card_says_and_the_rest_is_kept():
+    params = read_params(ROOT / "params.yaml").split
+    card = Card.model_validate(CARD | {"split": {"protocol": "official", "near_duplicate_bits": 0}})
+    assert resolve_split(params, card).model_dump() == params.model_dump() | {
+        "protocol": "official",
+        "near_duplicate_bits": 0,
+    }
+    chosen = params.model_copy(update={"protocol": "random", "near_duplicate_bits": 3})
+    assert resolve_split(chosen, card) == chosen
+    assert resolve_split(params, Card.model_validate(CARD)).protocol == "group"

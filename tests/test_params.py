@@ -24,7 +24,7 @@ def refusal(project, changes: dict) -> str:
 def test_the_repositorys_own_params_are_accepted():
     params = read_params(ROOT / "params.yaml")
     assert params.dataset == "phantom"
-    assert params.split.protocol == "group"
+    assert params.split.protocol == "auto"
     assert params.model.image_size == "auto"
 
 
@@ -58,7 +58,7 @@ def test_a_number_as_dvc_writes_it_is_a_number(project):
         ({"download.zzz": 1}, "params.yaml: unknown key 'download.zzz'; known here: source, mirror"),
         ({"crop.jitter": 0.7}, "params.yaml: crop.jitter: Input should be less than or equal to 0.5 (is: 0.7)"),
         ({"crop.jitter": float("nan")}, "params.yaml: crop.jitter: Input should be"),
-        ({"split.protocol": "patient"}, "params.yaml: split.protocol: Input should be 'group', 'random' or 'official'"),
+        ({"split.protocol": "patient"}, "params.yaml: split.protocol: Input should be 'auto', 'group', 'random'"),
         ({"split.test_fold": 3}, "params.yaml: split: test_fold 3 must be below folds (3)"),
         ({"dataset": "../secrets"}, "params.yaml: dataset: String should match pattern"),
         ({"detect.window_sizes": [0.5, 2]}, "params.yaml: detect.window_sizes.1: Input should be less than or equal"),

@@ -16,7 +16,7 @@ from lesionlab.data.splits import assign_folds, describe_split, join_near_duplic
 from lesionlab.errors import InputError
 from lesionlab.params import Params, SplitParams
 
-PARAMS = Params.model_validate(small_params()).split
+PARAMS = Params.model_validate(small_params({"split.protocol": "group", "split.near_duplicate_bits": 6})).split
 
 
 def protocol(name: str, **changes: object) -> SplitParams:

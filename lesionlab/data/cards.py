@@ -7,7 +7,7 @@ from typing import Annotated, Literal, get_args
 from pydantic import Discriminator, Field, PositiveInt, Tag, model_validator
 
 from lesionlab.errors import InputError
-from lesionlab.params import ModelParams, PositiveFloat, Section, read_yaml
+from lesionlab.params import ModelParams, PositiveFloat, Section, SplitParams, read_yaml
 
 Subset = Literal["train", "val", "test"]
 SUBSETS: tuple[Subset, ...] = get_args(Subset)
@@ -187,6 +187,17 @@ class Recommended(Section):
     image_size: Annotated[int, Field(ge=32, le=1024)]
 
 
+class RecommendedSplit(Section):
+    """What `auto` in params.yaml's `split` section means for this data set.
+
+    near_duplicate_bits: perceptual hashes that differ in at most this many of 64 bits are one picture. Video frames
+    need 6; between slices or films, which all look alike, even 2 join pictures of different patients.
+    """
+
+    protocol: Literal["group", "official"] = "group"
+    near_duplicate_bits: Annotated[int, Field(ge=0, le=16)] = 6
+
+
 class Card(Section):
     """A data set: where from, how read, who must stay together."""
 
@@ -204,6 +215,7 @@ class Card(Section):
     copies: tuple[Reading, ...] = ()
     detect: Literal["windows", "tiles", "none"] | None = None
     recommended: Recommended
+    split: RecommendedSplit = RecommendedSplit()
 
     @model_validator(mode="after")
     def _parts_fit_each_other(self) -> "Card":
@@ -284,3 +296,9 @@ def resolve_model(model: ModelParams, card: Card) -> Recommended:
         weights=automatic if model.weights == "auto" else model.weights,
         image_size=recommended.image_size if model.image_size == "auto" else model.image_size,
     )
+
+
+def resolve_split(split: SplitParams, card: Card) -> SplitParams:
+    """The split of this run: what params.yaml says, and for `auto` what the card recommends."""
+    recommended = card.split.model_dump()
+    return split.model_copy(update={name: recommended[name] for name in recommended if getattr(split, name) == "auto"})
