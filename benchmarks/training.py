@@ -9,11 +9,13 @@ The floor is the ratio of counted multiply-adds: a forward pass of each layer, a
 by their weights and, but for the first of them, one by their input.
 """
 
+import contextlib
 import os
 import subprocess
 import sys
 import tempfile
 import time
+from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from statistics import median
@@ -256,18 +258,20 @@ def _bfloat16_row(seconds: dict[str, float]) -> Row:
     return Row(BFLOAT16, plain, ours, plain / ours, floor, at_least, note=note)
 
 
-def _folder() -> tempfile.TemporaryDirectory:
+@contextlib.contextmanager
+def _folder() -> Iterator[Path]:
     keras.utils.clear_session()
-    return tempfile.TemporaryDirectory(prefix="bench-")
+    with tempfile.TemporaryDirectory(prefix="bench-") as folder:
+        yield Path(folder)
 
 
 def _peak_memory(count: int, seed: int) -> float:
     """MiB that a process of its own takes at most for an epoch on `count` crops, which lie in a file."""
     with _folder() as folder:
         case = _case(SMALL, count * 3 // 4, count // 4, unfrozen_blocks=1, epochs=1, seed=seed)
-        np.save(Path(folder) / "images.npy", case.images)
+        np.save(folder / "images.npy", case.images)
         result = subprocess.run(
-            [sys.executable, "-m", "benchmarks.training", folder, str(seed)],
+            [sys.executable, "-m", "benchmarks.training", str(folder), str(seed)],
             cwd=repository_root(), env=os.environ | {"PYTHONDONTWRITEBYTECODE": "1"}, capture_output=True, text=True,
         )  # fmt: skip
     if result.returncode:

@@ -22,6 +22,7 @@ from lesionlab.errors import InputError
 from lesionlab.files import repository_root
 from lesionlab.models.backbones import find_backbone
 from lesionlab.models.networks import build_network, prefix_of
+from lesionlab.training import prefix as prefix_module
 from lesionlab.training.prefix import PLAIN, Inputs, array_digest, cache_folder
 
 CASES = [
@@ -250,6 +251,25 @@ def test_an_interrupted_fill_is_done_again(make, monkeypatch, tmp_path):
     np.testing.assert_array_equal(read_all(again), read_all(make(cache=None)))
 
 
+def test_a_long_fill_is_recorded_now_and_then(make, monkeypatch, computed):
+    monkeypatch.setattr(prefix_module, "SECONDS_BETWEEN_COMMITS", 0.0)
+    counted, broken = Inputs._activations, make()
+
+    def fails_later(self, rows, version):
+        if self is broken and rows[0] >= 16:
+            raise KeyboardInterrupt
+        return counted(self, rows, version)
+
+    monkeypatch.setattr(Inputs, "_activations", fails_later)
+    with pytest.raises(KeyboardInterrupt):
+        broken.prepare(ROWS, [PLAIN], "test")
+    computed.clear()
+    again = make()
+    again.prepare(ROWS, [PLAIN], "test")
+    assert computed == [(16, 17, 18, 19)]
+    np.testing.assert_array_equal(read_all(again), read_all(make(cache=None)))
+
+
 def test_two_runs_that_fill_one_entry_at_once_add_up(make, computed, tmp_path):
     first, second = make(), make()
     first._entry(PLAIN), second._entry(PLAIN)  # both have seen an empty entry
@@ -277,6 +297,22 @@ def policy():
     """A function that sets Keras's policy until the test ends."""
     yield keras.config.set_dtype_policy
     keras.config.set_dtype_policy("float32")
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("cache_dtype", ["float32", "bfloat16"])
+def test_mixed_precision_gives_the_same_bits_with_and_without_the_cache(tmp_path, policy, cache_dtype):
+    """What a mixed network computes at its boundary is bfloat16 already: storing it as such rounds nothing."""
+    policy("mixed_bfloat16")
+    images, labels = tiny_crops(28)
+    architecture, params = tiny_architecture("mobilenet_0.25", dense=0), training_params(finetune__epochs=2)
+    runs = [
+        train(architecture, 1, params, images, tiny_task(labels, 20), **how)
+        for how in ({"cache": tmp_path, "cache_dtype": cache_dtype}, {"cache": None})
+    ]
+    for a, b in zip(*(network.get_weights() for network, _ in runs), strict=True):
+        np.testing.assert_array_equal(a, b)
+    assert runs[0][1].history.equals(runs[1][1].history)
 
 
 @pytest.mark.parametrize(("backbone", "dtype"), SWEEP)
