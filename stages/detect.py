@@ -1,9 +1,9 @@
 """detect: slide windows over whole frames; boxes, heat maps, FROC.
 
 reads   models/finetune, data/raw, data/crops/index.csv, data/split.csv, metrics/split.json, datasets/<dataset>.yaml
-writes  data/detections.csv   frame, x, y, width, height, score, lesion (0: false positive) on test frames
-        metrics/detect.json   figures at the threshold chosen on validation frames; FROC
-        plots/froc.csv        sensitivity against false positives a frame
+writes  data/detections.csv   frame, x, y, width, height, score, lesion (0: false positive), nearest, iou on test frames
+        metrics/detect.json   figures at the threshold chosen on validation frames, by size of lesion; FROC, AP
+        plots/froc.csv        sensitivity against false positives a frame, with its interval
         pictures/detections/  FROC, and overlays of the best, the median and the worst frames
 params  dataset, seed, crop.mask_threshold, crop.min_lesion_area, training.batch_size, training.threads,
         evaluate.resamples, detect

@@ -4,7 +4,16 @@ import numpy as np
 from hypothesis import given
 from hypothesis import strategies as st
 
-from lesionlab.detection.boxes import BOX, IGNORED, NO_LESION, boxes_table, found_lesion, overlap, suppress
+from lesionlab.detection.boxes import (
+    BOX,
+    IGNORED,
+    NO_LESION,
+    boxes_table,
+    found_lesion,
+    nearest_lesion,
+    overlap,
+    suppress,
+)
 
 SIDE = 24
 box = st.tuples(st.integers(0, 12), st.integers(0, 12), st.integers(1, 12), st.integers(1, 12))
@@ -95,6 +104,15 @@ def test_a_box_is_on_the_lesion_under_its_centre():
     mask[18:20, 0:2] = True  # a speck that is no lesion
     boxes = np.array([[0, 0, 10, 10], [18, 8, 10, 10], [9, 9, 4, 4], [0, 18, 2, 2], [28, 18, 40, 40]])
     assert found_lesion(boxes, lesions, mask).tolist() == [1, 2, NO_LESION, IGNORED, NO_LESION]
+
+
+@given(many_boxes, st.lists(box, max_size=4))
+def test_the_nearest_lesion_is_that_of_the_greatest_share_of_counted_pixels(boxes, lesions):
+    numbers, overlaps = nearest_lesion(np.array(boxes), np.array(lesions).reshape(-1, 4))
+    for one, number, best in zip(boxes, numbers, overlaps, strict=True):
+        shares = [(pixels(one) & pixels(lesion)).sum() / (pixels(one) | pixels(lesion)).sum() for lesion in lesions]
+        assert np.isclose(best, max(shares, default=0))
+        assert number == (1 + int(np.argmax(shares)) if best > 0 else NO_LESION)
 
 
 def test_the_table_of_boxes_has_the_documented_columns():

@@ -340,10 +340,16 @@ def test_detections_lie_in_test_frames(project):
     assert metrics["frames"] == 4
     assert metrics["model_sha256"] == file_digest(Path("models/finetune/model.json"))
     assert list(metrics["froc"]) == ["0.125", "0.25", "0.5", "1", "2", "4", "8"]
-    rates = list(metrics["froc"].values())
+    rates = [figure["value"] for figure in metrics["froc"].values()]
     assert rates == sorted(rates)
-    for figure in metrics["operating"].values():
-        assert figure["low"] <= figure["value"] <= figure["high"]
+    for section in ("operating", "froc", "average_precision", "sensitivity_by_size"):
+        for figure in metrics[section].values():
+            assert figure["low"] <= figure["value"] <= figure["high"]
+    assert set(metrics["average_precision"]) == {"centre", "iou_0.5"}
+    assert sum(figure["lesions"] for figure in metrics["sensitivity_by_size"].values()) == metrics["lesions"]
+    assert metrics["size_limits"]["medium_from"] <= metrics["size_limits"]["large_from"]
+    band = pd.read_csv("plots/froc.csv")
+    assert list(band) == ["score", "false_positives_per_frame", "sensitivity", "low", "high"]
     admitted = boxes[boxes["score"] >= metrics["threshold"] - 1e-6]
     false = (admitted["lesion"] == 0).sum() / metrics["frames"]
     assert metrics["operating"]["false_positives_per_frame"]["value"] == pytest.approx(false)

@@ -8,6 +8,7 @@ import pandas as pd
 from matplotlib.patches import Rectangle
 
 from lesionlab.detection.boxes import NO_LESION
+from lesionlab.detection.froc import RATES
 from lesionlab.pictures import HIT_COLOUR, LESION_COLOUR, MISS_COLOUR, save_figure
 
 
@@ -45,11 +46,27 @@ def draw_overlay(
 
 
 def draw_froc(path: Path, curve: pd.DataFrame, rate: float, title: str) -> None:
-    """Sensitivity against false positives a frame, and the rate at which the threshold was chosen."""
+    """Sensitivity with its interval against false positives a frame, and the rate at which the threshold was chosen.
+
+    curve: rows of `froc.froc_band`.
+    """
     figure, axis = plt.subplots(figsize=(5, 4))
-    axis.step(curve["false_positives_per_frame"], curve["sensitivity"], where="post", color=HIT_COLOUR, linewidth=1.8)
-    axis.axvline(rate, color="#999999", linestyle=":", linewidth=1, label=f"{rate:g} a frame")
-    axis.set(xlabel="false positives a frame", ylabel="sensitivity", ylim=(0, 1.01), xlim=(0, 8), title=title)
+    # The last step holds up to the axis's end: no further box is there.
+    steps = pd.concat([curve, curve.tail(1).assign(false_positives_per_frame=RATES[-1])])
+    places = steps["false_positives_per_frame"]
+    axis.fill_between(
+        places,
+        steps["low"],
+        steps["high"],
+        step="post",
+        color=HIT_COLOUR,
+        alpha=0.2,
+        linewidth=0,
+        label="95 % interval",
+    )
+    axis.step(places, steps["sensitivity"], where="post", color=HIT_COLOUR, linewidth=1.8, label="sensitivity")
+    axis.axvline(rate, color="#666666", linestyle=":", linewidth=1.2, label=f"{rate:g} false positives a frame")
+    axis.set(xlabel="false positives a frame", ylabel="sensitivity", ylim=(0, 1.01), xlim=(0, RATES[-1]), title=title)
     axis.grid(alpha=0.3)
     axis.legend(loc="lower right", fontsize=8)
     save_figure(figure, path)

@@ -15,7 +15,7 @@ from lesionlab.data.cards import Card
 from lesionlab.data.crops import content_box, lesion_boxes
 from lesionlab.data.readers import IMAGE_SUFFIXES, Frame, read_frames, read_mask, read_rgb
 from lesionlab.detection import froc
-from lesionlab.detection.boxes import boxes_table, found_lesion, suppress
+from lesionlab.detection.boxes import boxes_table, found_lesion, nearest_lesion, suppress
 from lesionlab.detection.dense import dense_classifier
 from lesionlab.detection.pictures import draw_froc, draw_overlay
 from lesionlab.detection.windows import heat_map, score_windows
@@ -35,7 +35,7 @@ from lesionlab.params import DetectParams, Params
 from lesionlab.progress import progress
 
 LOWEST_SCORE = 0.02  # boxes below it are not kept: they lie far beyond any false-positive rate of interest
-EMPTY_CURVE = pd.DataFrame(columns=["score", "false_positives_per_frame", "sensitivity"])
+EMPTY_CURVE = pd.DataFrame(columns=["score", "false_positives_per_frame", "sensitivity", "low", "high"])
 
 
 @dataclass(frozen=True)
@@ -51,6 +51,21 @@ class Paths:
     metrics: Path
     froc: Path
     pictures: Path
+
+
+@dataclass(frozen=True)
+class Findings:
+    """What was found on some frames, and what there was to find.
+
+    boxes: frame, x, y, width, height (pixels), score; where frames have masks also lesion (its number in the frame, 0
+    for none, -1 for a speck), nearest (the lesion whose bounding box it overlaps most) and iou (how much).
+    frames: frame, group, lesions (their number; NaN without mask). lesions: frame, group, lesion, area (part of the
+    frame).
+    """
+
+    boxes: pd.DataFrame
+    frames: pd.DataFrame
+    lesions: pd.DataFrame
 
 
 class Detector:
@@ -98,7 +113,7 @@ def run_detection(paths: Paths, card: Card, params: Params) -> None:
     settings = params.detect
     detector = Detector(classifier, settings, params.training.batch_size)
     found = {name: detect_frames(members, detector, params, f"detect, {name}") for name, members in frames.items()}
-    boxes, listed = found["test"]
+    boxes, listed = found["test"].boxes, found["test"].frames
     proof = read_json(paths.proof)
     metrics = {
         "subset": "test",
@@ -112,19 +127,11 @@ def run_detection(paths: Paths, card: Card, params: Params) -> None:
     curve = EMPTY_CURVE
     with whole_folder(paths.pictures) as pictures:
         if not listed["lesions"].isna().any():
-            rate = settings.false_positives
-            threshold = operating_threshold(*found["val"], rate)
-            curve = froc.froc_curve(boxes, listed)
+            rate, bootstrap = settings.false_positives, {"resamples": params.evaluate.resamples, "seed": params.seed}
+            threshold = operating_threshold(found["val"].boxes, found["val"].frames, rate)
+            curve = froc.froc_band(boxes, listed, **bootstrap)
             draw_froc(pictures / "froc.png", curve, rate, f"{params.dataset}, {len(listed)} test frames")
-            at_rates = froc.sensitivity_at(curve)
-            metrics |= {
-                "lesions": int(listed["lesions"].sum()),
-                "threshold": threshold,
-                "operating": froc.operating_metrics(
-                    boxes, listed, threshold, resamples=params.evaluate.resamples, seed=params.seed
-                ),
-                "froc": {f"{row.false_positives_per_frame:g}": row.sensitivity for row in at_rates.itertuples()},
-            }
+            metrics |= describe_findings(found, threshold, **bootstrap)
         else:
             threshold = _crop_threshold(classifier)
             metrics |= {"threshold": threshold, "boxes": int((boxes["score"] >= threshold).sum())}
@@ -140,7 +147,9 @@ def run_detection(paths: Paths, card: Card, params: Params) -> None:
         "detect",
         params={"seed": params.seed, "dataset": params.dataset, "detect": settings.model_dump()},
         history=None,
-        metrics={"operating": metrics.get("operating", {}), "froc": metrics.get("froc", {})},
+        metrics={
+            name: metrics.get(name, {}) for name in ("operating", "froc", "average_precision", "sensitivity_by_size")
+        },
         pictures=[paths.pictures],
         tags={"lesionlab.data": file_digest(paths.split), "lesionlab.protocol": proof["protocol"]},
         seconds=time.perf_counter() - started,
@@ -161,6 +170,29 @@ def _write_not_applicable(paths: Paths, card: Card, seed: int) -> None:
     write_json(paths.metrics, {"applicable": False, "reason": reason, **recorded})
 
 
+def describe_findings(found: dict[str, Findings], threshold: float, *, resamples: int, seed: int) -> dict:
+    """The figures of metrics/detect.json on test frames; validation lesions say what is small and what is large."""
+    test, bootstrap = found["test"], {"resamples": resamples, "seed": seed}
+    matched = {"centre": froc.found_by_centre(test.boxes), "iou_0.5": froc.found_by_overlap(test.boxes)}
+    metrics = {
+        "lesions": int(test.frames["lesions"].sum()),
+        "lesion_free_frames": int((test.frames["lesions"] == 0).sum()),
+        "threshold": threshold,
+        "operating": froc.operating_metrics(test.boxes, test.frames, threshold, **bootstrap),
+        "average_precision": {
+            name: froc.average_precision(test.boxes, test.frames, *rule, **bootstrap) for name, rule in matched.items()
+        },
+        "froc": froc.froc_figures(test.boxes, test.frames, **bootstrap),
+    }
+    if len(found["val"].lesions) and len(test.lesions):
+        limits = froc.size_limits(found["val"].lesions)
+        metrics["size_limits"] = dict(zip(("medium_from", "large_from"), limits, strict=True))
+        metrics["sensitivity_by_size"] = froc.sensitivity_by_size(
+            test.boxes, test.lesions, limits, threshold, **bootstrap
+        )
+    return metrics
+
+
 def frames_of_subsets(paths: Paths, card: Card, params: Params) -> dict[str, list[Frame]]:
     """Validation and test frames, at most `detect.max_frames` of each, evenly taken."""
     index = read_split(paths.split, read_index(paths.crops))
@@ -174,24 +206,29 @@ def frames_of_subsets(paths: Paths, card: Card, params: Params) -> dict[str, lis
     return chosen
 
 
-def detect_frames(
-    frames: Iterable[Frame], detector: Detector, params: Params, desc: str
-) -> tuple[pd.DataFrame, pd.DataFrame]:
-    """Boxes (frame, x, y, width, height, score, lesion) and frames (frame, group, lesions; NaN without mask)."""
-    tables, listed = [], []
+def detect_frames(frames: Iterable[Frame], detector: Detector, params: Params, desc: str) -> Findings:
+    """Look for lesions in frames, and hold what is found against their masks."""
+    tables, listed, lesion_rows = [], [], []
     for frame in progress(list(frames), desc=desc, unit="frame"):
         pixels = read_rgb(frame.image)
         boxes, scores, _ = detector.boxes(pixels)
         table = boxes_table(frame.name, boxes, scores)
-        count = np.nan
+        group, count = frame.group or frame.name, np.nan
         if frame.mask is not None:
             mask = read_mask(frame.mask, params.crop.mask_threshold, pixels.shape[1::-1], frame.image)
             lesions, components = lesion_boxes(mask, params.crop.min_lesion_area)
-            table["lesion"] = found_lesion(boxes, lesions, mask)
+            nearest, overlap = nearest_lesion(boxes, np.array(components, dtype=float).reshape(-1, 4))
+            table = table.assign(lesion=found_lesion(boxes, lesions, mask), nearest=nearest, iou=overlap)
             count = len(components)
+            areas = np.bincount(lesions.ravel(), minlength=count + 1)[1:] / mask.size
+            lesion_rows += [(frame.name, group, number, area) for number, area in enumerate(areas, start=1)]
         tables.append(table)
-        listed.append((frame.name, frame.group or frame.name, count))
-    return pd.concat(tables, ignore_index=True), pd.DataFrame(listed, columns=["frame", "group", "lesions"])
+        listed.append((frame.name, group, count))
+    return Findings(
+        pd.concat(tables, ignore_index=True),
+        pd.DataFrame(listed, columns=["frame", "group", "lesions"]),
+        pd.DataFrame(lesion_rows, columns=["frame", "group", "lesion", "area"]),
+    )
 
 
 def operating_threshold(boxes: pd.DataFrame, frames: pd.DataFrame, rate: float) -> float:
