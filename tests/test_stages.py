@@ -300,7 +300,9 @@ def test_predictions_say_how_sure_a_model_is(project):
         referred = table["uncertainty"][table["referred"] == 1]
         assert referred.min() > table["uncertainty"][table["referred"] == 0].max() if len(referred) else True
     mean = (tables["transfer"]["p_polyp"] + tables["finetune"]["p_polyp"]) / 2
-    np.testing.assert_allclose(tables["ensemble"]["p_polyp"], mean, atol=1e-5)
+    calibration = pd.read_csv("plots/evaluate/calibration.csv").query("model == 'ensemble' and scaled")
+    odds = (mean / (1 - mean)) ** (1 / calibration["temperature"].iloc[0])
+    np.testing.assert_allclose(tables["ensemble"]["p_polyp"], odds / (1 + odds), atol=1e-4)
 
 
 @pytest.mark.slow
@@ -313,6 +315,8 @@ def test_members_by_command_make_the_ensemble(project, tmp_path):
     assert "finetune" not in mine
     stages.evaluate.main(**SPLIT, model=[Path("models/baseline")], **outs)
     assert "ensemble" not in read_json(outs["metrics"])
+    with pytest.raises(InputError, match="finetune, finetune: folders must have names of their own"):
+        stages.evaluate.main(**SPLIT, model=[Path("models/finetune"), tmp_path / "finetune"], **outs)
 
 
 @pytest.mark.slow

@@ -9,6 +9,7 @@ import numpy as np
 import pandas as pd
 
 from lesionlab import tracking
+from lesionlab.errors import InputError
 from lesionlab.evaluation import candidates, pictures
 from lesionlab.evaluation.calibration import reliability
 from lesionlab.evaluation.candidates import Candidate, Crops
@@ -103,7 +104,13 @@ def _candidates(
     paths: Paths, crops: Crops, params: EvaluateParams, batch_size: int, seed: int
 ) -> tuple[dict[str, Candidate], list[tuple[str, str]], list[str]]:
     """All rows of the table, the pairs of them that are compared, and the classes."""
-    models, classes = candidates.load_models([*paths.models, *paths.members], crops)
+    given = [folder.name for folder in paths.models]
+    reserved = (ENSEMBLE, *CONTROLS)
+    if len(set(given)) < len(given) or set(reserved) & set(given):
+        raise InputError(
+            f"--model: {', '.join(given)}: folders must have names of their own, other than {', '.join(reserved)}"
+        )
+    models, classes = candidates.load_models(list(dict.fromkeys([*paths.models, *paths.members])), crops)
     evaluate = partial(candidates.network, crops=crops, params=params, batch_size=batch_size, seed=seed)
     found, averaged = {}, {}
     for folder in paths.models:
