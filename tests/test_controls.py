@@ -97,3 +97,8 @@ def test_a_wide_interval_warns_although_the_difference_is_large():
     assert warn_of_controls("finetune", figures).startswith(
         "control_mean_colour comes close to finetune: balanced accuracy lower by 0.150 [0.00"
     )
+
+
+def test_without_an_interval_nothing_is_shown():
+    figures = {"finetune": balanced_accuracy(0.9, 0.0)} | {name: balanced_accuracy(np.nan, 0.1) for name in CONTROLS}
+    assert "control_mean_colour is not shown to be worse than finetune" in warn_of_controls("finetune", figures)

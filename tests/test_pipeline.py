@@ -102,7 +102,8 @@ def test_an_experiment_runs_only_what_its_change_reaches(clone):
 def test_plots_lay_the_models_over_each_other(clone):
     _run(clone, "dvc", "plots", "show", "--out", "report")
     page = (clone / "report/index.html").read_text()
-    for name in ("Validation accuracy", "ROC on test crops", "FROC on test frames", "Confusion of finetune"):
+    overlaid = ("Validation accuracy", "ROC on test crops", "Calibration on test crops", "Error against coverage")
+    for name in (*overlaid, "FROC on test frames", "Confusion of finetune"):
         assert name in page
     for model in ("baseline", "transfer", "finetune"):
         assert f"roc_{model}.csv" in page

@@ -65,7 +65,9 @@ def warn_of_controls(best: str, figures: dict[str, Figures]) -> str | None:
     sentences = []
     for control in CONTROLS:
         row = figures[best].minus(figures[control]).table().set_index("metric").loc["balanced_accuracy"]
-        if not row["low"] > MARGIN:
+        if np.isnan(row["low"]):
+            sentences.append(f"{control} is not shown to be worse than {best}: test crops of too few groups or classes")
+        elif row["low"] <= MARGIN:
             sentences.append(
                 f"{control} comes close to {best}: balanced accuracy lower by {row['value']:.3f} "
                 f"[{row['low']:.3f}, {row['high']:.3f}]"

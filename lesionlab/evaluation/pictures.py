@@ -59,12 +59,14 @@ def draw_reliability(path: Path, panels: dict[str, tuple[dict[str, pd.DataFrame]
     for axis, (title, (tables, legend)) in zip(axes[0], panels.items(), strict=True):
         axis.plot([lowest, 1], [lowest, 1], color="#999999", linestyle=":", linewidth=1, label="perfectly calibrated")
         for model, table in tables.items():
-            _line(axis, table["confidence"], table["accuracy"], model, legend[model])
-            area = 100 * table["crops"] / table["crops"].sum()
-            axis.scatter(table["confidence"], table["accuracy"], s=8 + area, color=model_colour(model), zorder=3)
+            axis.plot(table["confidence"], table["accuracy"], color=model_colour(model), linewidth=0.8, alpha=0.7)
+            area = 4 + 250 * table["crops"] / table["crops"].sum()
+            dots = {"color": model_colour(model), "alpha": 0.8, "linewidths": 0, "zorder": 3}
+            axis.scatter(table["confidence"], table["accuracy"], s=area, **dots)
+            axis.plot([], [], "o", color=model_colour(model), label=legend[model])
         axis.set(title=title, xlabel="confidence (probability of the most probable class)", ylim=(-0.02, 1.02))
         axis.grid(alpha=0.3)
-        axis.legend(loc="lower right", fontsize=8)
+        axis.legend(loc="lower right", fontsize=8, title="area of a dot: crops", title_fontsize=8)
     axes[0, 0].set_ylabel("accuracy (part that is right)")
     figure.tight_layout()
     save_figure(figure, path)
@@ -110,7 +112,7 @@ def draw_subgroups(path: Path, table: pd.DataFrame, column: str) -> None:
         for line in np.arange(len(levels) - 1) + 0.5:
             axis.axhline(line, color="#cccccc", linewidth=0.8)
         axis.grid(alpha=0.3, axis="x")
-    names = [f"{level}\n{row['crops']} crops, {row['groups']} groups" for level, row in sizes.loc[levels].iterrows()]
+    names = [f"{row.Index}\ncrops {row.crops}, groups {row.groups}" for row in sizes.loc[levels].itertuples()]
     axes[0, 0].set_yticks(np.arange(len(levels)), names)
     axes[0, 0].set_ylim(len(levels) - 0.5, -0.5)
     unit = f"{column} (side of the window in its frame, pixels)" if column == LESION_SIZE else column
