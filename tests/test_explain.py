@@ -1,5 +1,7 @@
 """Class activation maps, their agreement with masks, and occlusion, against figures worked out by hand."""
 
+from dataclasses import replace
+
 import keras
 import numpy as np
 import pandas as pd
@@ -7,10 +9,11 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 from hypothesis.extra.numpy import arrays
+from PIL import Image
 from scipy.stats import spearmanr
 from tiny_networks import BATCH, SIZE, lively, tiny_architecture, tiny_crops
 
-from lesionlab.data.crops import lesion_boxes
+from lesionlab.data.crops import content_box, fit_whole, lesion_boxes
 from lesionlab.data.readers import read_frames, read_mask, read_rgb
 from lesionlab.errors import InputError
 from lesionlab.explanation import cam
@@ -242,6 +245,22 @@ def test_windows_hold_their_lesion_anywhere_and_masks_lie_on_it(drawn_phantom, t
     assert np.std(places, axis=0).min() > 0.05  # not always in the middle
     wide = lesion_windows_of(frames, tiny_card.classes, tiny_params.crop, 0.25, SIZE, 42, "test")
     assert windows.lesion.mean() < 0.8 * wide.lesion.mean()
+
+
+def test_of_a_labelled_frame_with_a_mask_the_whole_is_explained(drawn_phantom, tiny_card, tiny_params):
+    """As the crop stage takes it: padded to a square; the label is the class to explain."""
+    frames = [replace(frame, label="background") for frame in read_frames(tiny_card, drawn_phantom)]
+    windows = lesion_windows_of(frames, tiny_card.classes, tiny_params.crop, 1.0, SIZE, 42, "test")
+    assert (windows.table["label"] == "background").all()
+    assert windows.table["frame"].is_unique
+    for row, crop, cut in zip(windows.table.itertuples(), windows.images, windows.lesion, strict=True):
+        frame = next(frame for frame in frames if frame.name == row.frame)
+        pixels = read_rgb(frame.image)
+        whole = fit_whole(Image.fromarray(pixels), content_box(pixels), SIZE, tiny_params.crop.whole_image)
+        np.testing.assert_array_equal(crop, whole)
+        mask = read_mask(frame.mask, 127, (96, 80), frame.image)[row.y : row.y + row.height, row.x : row.x + row.width]
+        square = max(mask.shape) ** 2
+        assert cut.mean() == pytest.approx(mask.sum() / square, abs=0.02)
 
 
 def test_evenly_takes_the_first_the_last_and_no_more():

@@ -134,13 +134,16 @@ def project(tmp_path, monkeypatch) -> Path:
         )
         write_json(Path(f"models/{name}/model.json"), {"stage": name, "threshold": 0.5, "environment": {"keras": "3"}})
     comparison = pd.DataFrame(
-        [("finetune", "baseline", "accuracy", 0.0212, -0.01, 0.05, "McNemar", 0.0317, "")],
+        [
+            ("finetune", "control_colour", "accuracy", 0.0212, -0.0001, 0.05, "McNemar", 0.0317, "trust the interval"),
+            ("finetune", "control_colour", "roc_auc", 0.0005, -0.0009, 0.0003, "", np.nan, ""),
+        ],
         columns=["model", "reference", "metric", "difference", "low", "high", "test", "p_value", "note"],
     )
     write_table(Path("plots/evaluate/comparison.csv"), comparison)
     subgroups = pd.DataFrame(
         [("baseline", "group", level, crops, metric, value, low, high, note)
-         for level, crops, low, high, note in (("a", 12, 0.1, 0.9, ""), ("b", 5, np.nan, np.nan, "one group"))
+         for level, crops, low, high, note in (("a", 12, 0.1, 0.9, "few"), ("b", 5, np.nan, np.nan, "one group"))
          for metric, value in (("accuracy", 0.6543), ("recall", 0.7654))],
         columns=["model", "column", "level", "crops", "metric", "value", "low", "high", "note"],
     )  # fmt: skip
@@ -224,15 +227,20 @@ def test_figures_of_the_other_stages_are_the_files_too(project):
     assert matrix(found.tables["Split: subsets"])["train", "classes polyp"] == "20"
     validation = matrix(found.tables["Figures on validation crops, which chose the epoch"])
     assert validation["baseline", "validation accuracy"] == "0.707"
-    compared = matrix(found.tables["Paired differences on the same test crops"])
-    assert compared["finetune", "difference"] == "0.021 [-0.010, 0.050]"
-    assert compared["finetune", "p value"] == "0.032"
+    compared = found.tables["Paired differences on the same test crops"]
+    assert compared == [
+        ["model", "reference", "metric", "difference", "test", "p value"],
+        ["finetune", "control colour", "accuracy", "0.021 [0.000, 0.050]", "McNemar", "0.032"],
+        ["finetune", "control colour", "ROC AUC", "5.0e-04 [-9.0e-04, 3.0e-04]", "", ""],
+    ]
     header, *rows = found.tables["Subgroups"]
     assert header == ["model", "column", "level", "crops", "note", "accuracy", "recall"]
     assert rows == [
-        ["baseline", "group", "a", "12", "", "0.654 [0.100, 0.900]", "0.765 [0.100, 0.900]"],
+        ["baseline", "group", "a", "12", "few", "0.654 [0.100, 0.900]", "0.765 [0.100, 0.900]"],
         ["baseline", "group", "b", "5", "one group", "0.654", "0.765"],
     ]
+    assert "note" not in found.tables["Paired differences on the same test crops"][0]
+    assert "(plots/evaluate/comparison.csv; trust the interval)" in found.text
     assert "0.123" not in found.text  # points of curves are drawn, not listed
     assert ["evaluate.resamples", "100"] in found.tables["params.yaml"]
 

@@ -1,6 +1,7 @@
 """Tables of the report: figures with their intervals from JSON and CSV, as text."""
 
 import json
+import math
 import re
 from dataclasses import dataclass
 from pathlib import Path
@@ -14,6 +15,7 @@ COLUMNS_WIDE = 6  # of a matrix of figures with intervals, beside the row's name
 ROWS_LONG = 48  # of a table; the file holds the others
 # Files of points, which pictures show.
 POINTS = re.compile(r"^(roc|pr|confusion|predictions|reliability|risk_coverage|froc)(_|$)")
+LABELS = {"model", "reference", "metric", "measure", "column"}  # columns that hold names of the program
 TITLES = {
     "figures": "All metrics",
     "comparison": "Paired differences on the same test crops",
@@ -69,9 +71,14 @@ def figure(value: object) -> str:
     """A value, with its 95 % interval where it has one: '0.962 [0.931, 0.986]'."""
     if not is_figure(value):
         return number(value)
-    if value["low"] is None or pd.isna(value["low"]):
-        return number(value["value"])
-    return f"{number(value['value'])} [{number(value['low'])}, {number(value['high'])}]"
+    parts = [value[name] for name in ("value", "low", "high")]
+    if parts[1] is None or pd.isna(parts[1]):
+        return number(parts[0])
+    if max(map(abs, parts)) < 0.001:
+        texts = [number(part) for part in parts]
+    else:  # as many decimals on both sides of the interval
+        texts = [f"{part:.3f}" if round(part, 3) else "0.000" for part in parts]
+    return f"{texts[0]} [{texts[1]}, {texts[2]}]"
 
 
 def json_tables(content: dict, source: str, title: str = "", skip: tuple[str, ...] = ()) -> list[Table]:
@@ -102,8 +109,9 @@ def matrices(members: dict[str, dict], source: str, title: str) -> list[Table]:
     """A row a member and a column a key, as several tables where there are many keys."""
     keys = list(dict.fromkeys(key for part in members.values() for key in part))
     tables = []
-    for start in range(0, len(keys), COLUMNS_WIDE):
-        chosen = keys[start : start + COLUMNS_WIDE]
+    wide = math.ceil(len(keys) / math.ceil(len(keys) / COLUMNS_WIDE)) if keys else 1
+    for start in range(0, len(keys), wide):
+        chosen = keys[start : start + wide]
         rows = [
             [words(name), *(figure(part[key]) if key in part else "" for key in chosen)]
             for name, part in members.items()
@@ -138,18 +146,26 @@ def csv_table(path: Path) -> Table:
             table[name] = [figure({"value": value, "low": low, "high": high}) for value, low, high in parts]
             table = table.drop(columns=["low", "high"])
     table = table.astype("object").map(_cell)
+    for name in LABELS & set(table.columns):
+        table[name] = table[name].map(words)
+    notes = [note for note in table.get("note", pd.Series(dtype=object)).unique() if note]
+    if len(notes) == 1 and len(table) > 1:
+        table = table.drop(columns="note")
     if {"metric", "value"} <= set(table.columns) and len(table):
         keys = [name for name in table.columns if name not in ("metric", "value")]
         wide = table.pivot_table(index=keys, columns="metric", values="value", aggfunc="first", sort=False)
         table = wide[list(dict.fromkeys(table["metric"]))].reset_index()
     shown = table.head(ROWS_LONG)
-    note = f"{len(shown)} of {len(table)} rows" if len(shown) < len(table) else ""
+    left_out = [f"{len(shown)} of {len(table)} rows"] if len(shown) < len(table) else []
+    note = "; ".join([*left_out, *(notes if "note" not in table else [])])
     rows = shown.fillna("").to_numpy().tolist()
     return Table(title, [words(str(name)) for name in table.columns], rows, path.as_posix(), note)
 
 
 def _cell(value: object) -> str:
-    return "" if isinstance(value, str) and not value else number(value.item() if hasattr(value, "item") else value)
+    if value is pd.NA or value == "":
+        return ""
+    return number(value.item() if hasattr(value, "item") else value)
 
 
 def read_metrics(path: Path) -> dict | None:
