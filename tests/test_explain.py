@@ -117,6 +117,19 @@ def test_the_layers_to_choose_from_are_the_last_rectified_ones_of_a_resolution(b
     assert cam.rectified_layers(model) == layers
 
 
+def test_a_network_without_convolutions_is_refused():
+    inputs = keras.Input((4, 4, 3))
+    model = keras.Model(inputs, keras.layers.Dense(2)(keras.layers.Flatten()(inputs)), name="flat")
+    with pytest.raises(InputError, match="flat has no rectified convolution"):
+        cam.rectified_layers(model)
+
+
+def test_another_backend_is_refused(monkeypatch):
+    monkeypatch.setattr("keras.backend.backend", lambda: "jax")
+    with pytest.raises(InputError, match="Keras runs on jax; set KERAS_BACKEND=tensorflow"):
+        cam.activations_and_gradients(None, [], PICTURE, np.array([1]))
+
+
 @pytest.fixture(scope="module")
 def classifier() -> Classifier:
     architecture = tiny_architecture("mobilenet_0.25", image_size=64)

@@ -20,13 +20,15 @@ def rectified_layers(model: keras.Model) -> list[str]:
     """The last rectified activation at each of the two coarsest resolutions, the finest first.
 
     The last of them is what Selvaraju et al. call the last convolutional layer. Layers that narrow a map to one cell
-    hold no place and are left out.
+    hold no place and are left out. Raises InputError for a network without such a layer.
     """
     last = {}
     for layer in model.layers:
         shape = layer.output.shape if isinstance(layer.output, keras.KerasTensor) else ()
         if len(shape) == 4 and shape[1] > 1 and _rectifies(layer):
             last[shape[1]] = layer.name
+    if not last:
+        raise InputError(f"explanation: {model.name} has no rectified convolution, so no map to explain it with")
     return list(last.values())[-RESOLUTIONS:]
 
 
