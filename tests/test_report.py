@@ -105,7 +105,8 @@ DETECTED = {
 }  # fmt: skip
 EXPLAINED = {
     "subset": "test", "lesions": 11, "context": 1.0,
-    "gradcam": {"layer": "out_relu", "share_inside": interval(0.4444, 0.4, 0.5), "pointing": interval(0.6, None, None)},
+    "gradcam": {"layer": "out_relu", "share_inside": interval(0.4444, 0.4, 0.5), "pointing": interval(0.6, None, None),
+                "times_random": interval(2.345, 2.0, 2.6)},
     "hirescam": {"layer": "out_relu", "share_inside": interval(0.3, 0.2, 0.4), "pointing": interval(0.7, 0.6, 0.8)},
 }  # fmt: skip
 SPLIT = {
@@ -219,6 +220,7 @@ def test_figures_of_the_other_stages_are_the_files_too(project):
     found = page()
     heat = matrix(found.tables["Heat and lesions"])
     assert heat["gradcam", "share inside"] == "0.444 [0.400, 0.500]"
+    assert "heat 0.444 [0.400, 0.500] lies inside the lesion, 2.345 [2.000, 2.600] times as much" in found.text
     assert heat["gradcam", "pointing"] == "0.600"  # without an interval
     assert dict(found.tables["Detection: sensitivity at false positives a frame (FROC)"][0:]) == {
         "0.125": "0.111", "1": "0.555",

@@ -146,6 +146,14 @@ def _summary(evaluated: dict | None, card: Card | None) -> list:
                 f"{figure(operating['false_positives_per_frame'])} false positives a frame."
             )
         )
+    heat = (read_metrics(Path("metrics/explain.json")) or {}).get("gradcam", {})
+    if {"share_inside", "times_random"} <= heat.keys():
+        parts.append(
+            Text(
+                f"Of Grad-CAM's heat {figure(heat['share_inside'])} lies inside the lesion, "
+                f"{figure(heat['times_random'])} times as much as of a random map's."
+            )
+        )
     return parts
 
 
