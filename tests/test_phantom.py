@@ -56,6 +56,18 @@ def test_same_seed_gives_same_bytes_and_another_seed_does_not(phantom, tmp_path)
     assert all(other[row["image"]] != files(phantom)[row["image"]] for row in rows(phantom))
 
 
+def test_another_white_balance_changes_colours_alone(frames):
+    other = draw_sequence(layout(white_balance=(0.7, 1.0, 1.3)), 42, 0)
+    for (image, mask), (tinted, same) in zip(frames[:2], other, strict=True):
+        assert (mask == same).all()
+        assert ((image > 0).any(axis=2) == (tinted > 0).any(axis=2)).all()
+        red, green, blue = np.moveaxis(tinted.astype(int) - image, -1, 0)
+        assert red.max() <= 0
+        assert (green == 0).all()
+        assert blue.min() >= 0
+        assert red.mean() < -5 < 5 < blue.mean()
+
+
 def test_longer_data_set_begins_with_the_same_files(phantom, tmp_path):
     draw_phantom(layout(sequences=2), 42, tmp_path)
     shorter, longer = files(tmp_path), files(phantom)
