@@ -52,7 +52,9 @@ def summarise(study: Study, params: Params, paths: Paths) -> Summary:
             )
         rows.append({"model": model, "test": "drop"} | flat(drop(figures["internal"], figures["external"])))
     table = pd.DataFrame(rows).astype({"crops": "Int64", "groups": "Int64"})
-    shown = table[["model", "test", "crops", "groups"]].astype(str).replace("<NA>", "")
+    shown = table[["model", "test"]].copy()
+    for name in ("crops", "groups"):
+        shown[name] = ["" if pd.isna(count) else str(count) for count in table[name]]
     for name in SHOWN:
         shown[name.replace("_", " ")] = [interval(row, name) for _, row in table.iterrows()]
     return Summary(
