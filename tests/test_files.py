@@ -188,6 +188,15 @@ def test_a_split_of_other_crops_is_refused(tmp_path):
             read_split(path, other)
 
 
+def test_labels_of_the_split_count_where_it_has_them(tmp_path):
+    path = tmp_path / "split.csv"
+    table = pd.DataFrame({"id": range(3), "fold": 0, "subset": "train"})
+    write_table(path, table)
+    assert read_split(path, index_of(3))["label"].tolist() == index_of(3)["label"].tolist()
+    write_table(path, table.assign(label=["007", "b", "b"]))
+    assert read_split(path, index_of(3))["label"].tolist() == ["007", "b", "b"]
+
+
 def test_images_that_are_missing_or_broken_name_the_file(tmp_path):
     with pytest.raises(InputError, match=r"images\.npy: not found; run the stage that writes it \(dvc repro crop\)"):
         read_images(tmp_path)

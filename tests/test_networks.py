@@ -83,6 +83,42 @@ def test_the_small_cnn_is_what_params_say():
     assert network.get_layer("head_dense").kernel.shape == (strided_then_three_poolings**2 * 16, 8)
 
 
+def test_without_convolutions_the_small_cnn_is_dense_layers_on_pixels():
+    network = build_network(tiny_architecture(None, filters=(), dense=8), seed=1)
+    assert [layer.name for layer in network.layers] == [
+        "pixels",
+        "head_flatten",
+        "head_dense",
+        "head_dropout",
+        "logits",
+    ]
+    assert network.get_layer("head_dense").kernel.shape == (SIZE * SIZE * 3, 8)
+
+
+def test_new_batch_normalization_trains_and_a_backbones_does_not():
+    architecture = tiny_architecture(None, batch_normalization=True)
+    suffix = freeze(build_network(architecture, seed=1), architecture.boundary(0))
+    normalising = [layer for layer in suffix.layers if isinstance(layer, keras.layers.BatchNormalization)]
+    assert len(normalising) == 2
+    before = [layer.moving_mean.numpy().copy() for layer in normalising]
+    suffix(preprocess(tiny_crops(6)[0], architecture.preprocessing), training=True)
+    assert all((layer.moving_mean.numpy() != mean).any() for layer, mean in zip(normalising, before, strict=True))
+    assert {id(layer.gamma) for layer in normalising} <= {id(weight) for weight in suffix.trainable_weights}
+    names = [layer.name for layer in suffix.layers]
+    assert names.index("conv1") < names.index("new_norm1") < names.index("relu1") < names.index("pool1")
+    assert suffix.get_layer("conv1").activation is keras.activations.linear
+
+
+def test_a_head_may_hold_convolutions():
+    architecture = tiny_architecture("mobilenet_0.25", head_filters=(6, 5), dense=0)
+    network = build_network(architecture, seed=1)
+    freeze(network, architecture.boundary(0))
+    assert network.get_layer("head_conv1").kernel.shape == (3, 3, 256, 6)
+    assert network.get_layer("logits").kernel.shape == (5, 2)
+    trained = {layer.name for layer in network.layers if layer.trainable_weights}
+    assert trained == {"head_conv1", "head_conv2", "logits"}
+
+
 def test_new_layers_follow_from_the_seed():
     architecture = tiny_architecture("mobilenet_0.25")
     first, again, other = (build_network(architecture, seed) for seed in (1, 1, 2))

@@ -12,7 +12,14 @@ from tiny import ROOT, small_params
 from lesionlab.data.cards import read_card
 from lesionlab.data.crops import crop_frames
 from lesionlab.data.readers import read_frames
-from lesionlab.data.splits import assign_folds, describe_split, join_near_duplicates, near_duplicates
+from lesionlab.data.splits import (
+    assign_folds,
+    crop_digests,
+    describe_split,
+    join_near_duplicates,
+    near_duplicates,
+    shuffle_labels,
+)
 from lesionlab.errors import InputError
 from lesionlab.params import Params, SplitParams
 
@@ -277,6 +284,163 @@ def test_other_protocols_ignore_the_published_split():
     pd.testing.assert_frame_equal(
         assign_folds(index, protocol("group"), 42), assign_folds(published, protocol("group"), 42)
     )
+
+
+def test_published_numbered_folds_are_taken_as_they_are():
+    index = make_index(12)
+    index["official"] = (index["group"].str[1:].astype(int) % 3 + 1).astype(str)
+    for test_fold in range(3):
+        table = assign_folds(index, protocol("official", test_fold=test_fold), 42)
+        assert (table["fold"] + 1).astype(str).tolist() == index["official"].tolist()
+        assert set(index["official"][table["subset"] == "test"]) == {str(test_fold + 1)}
+        assert set(index["official"][table["subset"] == "val"]) == {str((test_fold + 1) % 3 + 1)}
+    description = describe_split(index, table, protocol("official"), grouped=True, seed=42)
+    assert description["group_disjoint"] is True
+    with pytest.raises(InputError, match=r"split\.folds is 5, but the data set publishes 3 folds"):
+        assign_folds(index, protocol("official", folds=5), 42)
+
+
+def official_index() -> pd.DataFrame:
+    """Whole images of 40 groups of one to four: the first ten test, one group validates as published."""
+    rng = np.random.default_rng(1)
+    rows = [
+        {
+            "label": "ab"[group % 2],
+            "group": f"g{group}",
+            "frame": f"g{group}f{frame}",
+            "hash": f"{rng.integers(2**62):016x}",
+        }
+        for group in range(40)
+        for frame in range(1 + group % 4)
+    ]
+    index = pd.DataFrame(rows)
+    number = index["group"].str[1:].astype(int)
+    index["official"] = np.select([number < 10, number >= 38], ["test", "val"], "train")
+    index.insert(0, "id", range(len(index)))
+    return index.assign(digest=index["id"].map("{:016x}".format))
+
+
+def test_images_a_class_move_to_validation_in_whole_groups():
+    index = official_index()
+    published = (index["official"] == "val").to_numpy()
+    for seed in range(5):
+        table = assign_folds(index, protocol("official", validation_per_class=8), seed)
+        drawn = ((table["subset"] == "val") & ~published).to_numpy()
+        assert index["label"][drawn].value_counts().to_dict() == {"a": 8, "b": 8}
+        assert (table["subset"][published] == "val").all()
+        assert (table["subset"].groupby(index["group"]).nunique() == 1).all()
+        assert (table["subset"] == "test").tolist() == (index["official"] == "test").tolist()
+    assert assign_folds(index, protocol("official", validation_per_class=8), 0)["subset"].ne(table["subset"]).any()
+
+
+def test_a_published_validation_subset_can_be_ignored():
+    index = official_index()
+    only_drawn = protocol("official", official_validation=False, validation_per_class=8)
+    table = assign_folds(index, only_drawn, 42)
+    assert index["label"][table["subset"] == "val"].value_counts().to_dict() == {"a": 8, "b": 8}
+    by_fold = assign_folds(index, protocol("official", official_validation=False), 42)
+    assert (by_fold["subset"] == "val").tolist() == (by_fold["fold"] == 0).tolist()
+
+
+def test_more_validation_than_there_is_leaves_no_training_and_is_named():
+    with pytest.raises(InputError, match=r"subset train holds no crop of class '[ab]'; lower .*validation_per_class"):
+        assign_folds(official_index(), protocol("official", validation_per_class=1000), 42)
+
+
+def test_duplicates_of_test_images_are_left_out_and_repeats_in_test_count_once():
+    index = official_index()
+    subset = index["official"].to_numpy()
+    test, val, train = (np.flatnonzero(subset == name) for name in ("test", "val", "train"))
+    near = f"{int(index['hash'][test[0]], 16) ^ 0b11:016x}"
+    index.loc[train[3], "hash"] = near  # near a test image
+    index.loc[val[1], "hash"] = index["hash"][test[4]]
+    index.loc[train[5], "hash"] = index["hash"][val[0]]
+    index.loc[test[7], ["hash", "digest"]] = index.loc[test[6], ["hash", "digest"]].to_numpy()
+    index.loc[train[8], ["hash", "digest"]] = index.loc[train[9], ["hash", "digest"]].to_numpy()  # harmless
+    kept = assign_folds(index, protocol("official"), 42)
+    before = describe_split(index, kept, protocol("official"), grouped=True, seed=42)
+    assert before["proof"]["near_duplicates_across_subsets"] + before["proof"]["identical_frames_across_subsets"] >= 3
+    assert before["duplicates"]["repeated_crops_in_test"] == 1
+    assert before["duplicates"]["crops_in_no_subset"] == 0
+    params = protocol("official", drop_duplicates=True)
+    table = assign_folds(index, params, 42)
+    assert np.flatnonzero(table["subset"] == "none").tolist() == sorted([train[3], val[1], train[5], test[7]])
+    after = describe_split(index, table, params, grouped=True, seed=42)
+    assert after["proof"] == dict.fromkeys(after["proof"], 0)
+    assert after["group_disjoint"] is True
+    assert (after["duplicates"]["repeated_crops_in_test"], after["duplicates"]["crops_in_no_subset"]) == (0, 4)
+
+
+def test_duplicates_are_reported():
+    index = official_index()
+    table = assign_folds(index, protocol("official"), 42)
+    test, train = (int(np.flatnonzero(table["subset"] == name)[0]) for name in ("test", "train"))
+    index.loc[train, "digest"] = index["digest"][test]
+    group = index["group"].value_counts().index[0]
+    index.loc[index.index[index["group"] == group][0], "label"] = "ab"[
+        index["label"][index["group"] == group].iloc[0] == "a"
+    ]
+    report = describe_split(index, table, protocol("official"), grouped=True, seed=42)["duplicates"]
+    assert report["identical_crops_across_subsets"] == 1
+    assert report["groups_with_two_labels"] == 1
+    windows = describe_split(make_index(12), assign_folds(make_index(12), protocol("group"), 42), protocol("group"),
+                             grouped=True, seed=42)  # fmt: skip
+    assert windows["duplicates"]["groups_with_two_labels"] is None  # lesion and background of one frame
+
+
+def test_digests_tell_identical_crops():
+    images = np.random.default_rng(0).integers(0, 256, (4, 8, 8, 3), dtype="uint8")
+    images[3] = images[1]
+    first, second, third, fourth = crop_digests(images)
+    assert second == fourth
+    assert len({first, second, third}) == 3
+
+
+# Shuffled labels
+
+
+@given(indexes(3, 40), st.integers(0, 5))
+def test_shuffled_labels_are_one_a_group_and_keep_the_shares(index, seed):
+    groups = join_near_duplicates(index, 6)
+    labels = shuffle_labels(index["label"].to_numpy(), groups, seed)
+    assert (pd.Series(labels).groupby(groups).nunique() == 1).all()
+    largest = np.bincount(groups).max()
+    for name in ("polyp", "background"):
+        assert abs((labels == name).sum() - (index["label"] == name).sum()) <= largest
+    np.testing.assert_array_equal(labels, shuffle_labels(index["label"].to_numpy(), groups, seed))
+
+
+def nearest_neighbour_accuracy(features: np.ndarray, index: pd.DataFrame, params: SplitParams, seed: int) -> float:
+    """Test accuracy of one nearest neighbour on the split's own labels."""
+    table = assign_folds(index, params, seed)
+    train, test = ((table["subset"] == name).to_numpy() for name in ("train", "test"))
+    distances = np.linalg.norm(features[test][:, None] - features[train][None], axis=-1)
+    labels = table["label"].to_numpy()
+    return float((labels[train][distances.argmin(axis=1)] == labels[test]).mean())
+
+
+def test_shuffled_labels_fall_to_chance_under_group_and_not_under_random():
+    """Strong groups: each has a look of its own, and nothing in the look tells the label."""
+    index = make_index(60, frames=6)
+    looks = np.random.default_rng(5).normal(size=(60, 8))
+    features = looks[index["group"].str[1:].astype(int)] + np.random.default_rng(6).normal(0, 0.05, (len(index), 8))
+    how = {"shuffle_labels": True, "folds": 5}
+    group = [nearest_neighbour_accuracy(features, index, protocol("group", **how), seed) for seed in range(12)]
+    random = [nearest_neighbour_accuracy(features, index, protocol("random", **how), seed) for seed in range(12)]
+    # Labels are a third polyp: guessing by them is right 5 times in 9. 12 draws of 12 test groups: sd 0.04 of the mean.
+    assert abs(np.mean(group) - 5 / 9) < 0.12
+    assert np.mean(random) > 0.95  # but for the few groups that lie in the test fold as a whole
+
+
+def test_shuffled_labels_are_on_record():
+    index = make_index(30)
+    params = protocol("group", shuffle_labels=True)
+    table = assign_folds(index, params, 42)
+    assert list(table) == ["id", "fold", "subset", "label"]
+    assert describe_split(index, table, params, grouped=True, seed=42)["labels"] == "shuffled"
+    own = assign_folds(index, protocol("group"), 42)
+    assert list(own) == ["id", "fold", "subset"]
+    assert describe_split(index, own, protocol("group"), grouped=True, seed=42)["labels"] == "true"
 
 
 # What cannot be split

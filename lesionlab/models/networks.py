@@ -136,7 +136,8 @@ def _small_cnn(architecture: Architecture) -> keras.Model:
         )
         x = layer(x)
         if architecture.batch_normalization:
-            x = keras.layers.BatchNormalization(name=f"{NEW_NORMALIZATION}{number}")(x)
+            # Keras's momentum of 0.99 leaves the statistics behind for hundreds of steps, longer than small sets train.
+            x = keras.layers.BatchNormalization(momentum=0.9, name=f"{NEW_NORMALIZATION}{number}")(x)
             x = keras.layers.ReLU(name=f"relu{number}")(x)
         x = keras.layers.MaxPooling2D(name=f"pool{number}")(x)
     x = keras.layers.Flatten(name="head_flatten")(x)

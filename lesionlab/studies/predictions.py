@@ -45,6 +45,7 @@ def read_predictions(path: Path, validation: Path | None = None) -> Predictions:
     classes = [name.removeprefix(PREFIX) for name in table if name.startswith(PREFIX)]
     labels = table["label"].map({name: number for number, name in enumerate(classes)}).to_numpy()
     probabilities = table[[f"{PREFIX}{name}" for name in classes]].to_numpy()
+    probabilities /= probabilities.sum(axis=1, keepdims=True)  # the CSV holds six digits
     val, test = ((table["subset"] == name).to_numpy() for name in SUBSETS)
     threshold = choose_threshold(labels[val], probabilities[val, 1]) if len(classes) == 2 else None
     groups = table["group"].to_numpy()

@@ -1,0 +1,348 @@
+"""Studies: their dvc.yaml against the code, what a summary makes of cells, and one study as a user runs it."""
+
+import json
+import os
+import shutil
+import sqlite3
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+import pytest
+from test_dvc_yaml import HARMLESS, HARMLESS_TO, ROOT, declared, imported_by_stage, params_line
+from tiny import DATASET, read_yaml_file, small_params, write_card, write_yaml_file
+
+from lesionlab.errors import InputError
+from lesionlab.params import Overlay, Params, read_params, read_yaml
+from lesionlab.studies import blockwise, ensemble, leakage, variants
+from lesionlab.studies.predictions import mean_of, read_predictions, write_predictions
+from lesionlab.studies.tables import Paths, markdown_table, mean_sd, write_summary
+
+MODULES = {"blockwise": blockwise, "ensemble": ensemble, "leakage": leakage, "variants": variants}
+SCALARS = {"seed", "dataset"}  # always in a study's `set`, so the repository's value never counts
+
+
+def stages() -> list[tuple[str, str, dict]]:
+    """Study, stage and entry of every stage; of `foreach` stages what is below `do`."""
+    found = []
+    for path in sorted((ROOT / "studies").glob("*/dvc.yaml")):
+        for name, entry in read_yaml_file(path)["stages"].items():
+            found.append((path.parent.name, name, entry.get("do", entry)))
+    return found
+
+
+def script_of(entry: dict) -> str:
+    words = entry["cmd"].split()
+    assert words[:2] == ["python", "-m"]
+    return words[2].removeprefix("stages.")
+
+
+def test_every_study_has_a_summary():
+    assert {path.parent.name for path in (ROOT / "studies").glob("*/dvc.yaml")} == set(MODULES)
+
+
+@pytest.mark.parametrize(
+    ("study", "name", "entry"), stages(), ids=lambda value: value if isinstance(value, str) else ""
+)
+def test_deps_are_what_a_stage_imports(study, name, entry):
+    script = script_of(entry)
+    items = ("download@images", "download@weights") if script == "download" else (script,)
+    deps = {dep for dep in entry["deps"] if "${" not in dep}
+    running = set().union(*(imported_by_stage(item) - HARMLESS_TO.get(item, set()) for item in items)) - HARMLESS
+    extra = {"lesionlab/seeds.py"} if script == "download" else set()  # of images alone
+    missing = {
+        file
+        for file in running - extra
+        if not any(Path(file).is_relative_to(dep) for dep in deps) and not file.endswith("__init__.py")
+    }
+    assert missing == set()
+    for dep in deps:
+        assert (ROOT / dep).exists(), dep
+        assert any(Path(file).is_relative_to(dep) for file in running), dep
+
+
+@pytest.mark.parametrize(
+    ("study", "name", "entry"), stages(), ids=lambda value: value if isinstance(value, str) else ""
+)
+def test_params_are_those_of_the_pipelines_stage_from_both_files(study, name, entry):
+    script = script_of(entry)
+    if script == "download":
+        wanted = (declared("download@images") & declared("download@weights")) | {"${item.section}", "card"}
+    elif (ROOT / "dvc.yaml").read_text().count(f"\n  {script}:\n"):
+        wanted = declared(script)
+    else:
+        wanted = set(params_line(script).split(", "))
+    plain = {key for key in entry["params"] if isinstance(key, str)}
+    files = {file: keys for part in entry["params"] if isinstance(part, dict) for file, keys in part.items()}
+    own = set(files.pop("${study}/params.yaml"))
+    assert ("card" in wanted) == ("datasets/${set.dataset}.yaml" in files)
+    wanted -= {"card"}
+    assert plain | {"dataset"} >= wanted - {"dataset"} == plain - {"dataset"}
+    known = read_yaml_file(ROOT / "studies" / study / "params.yaml")
+    laid_over = {key.removeprefix("set.") for key in own if key.startswith("set.")}
+    for key in wanted | ({"dataset"} & laid_over):
+        assert key in laid_over or key.split(".")[0] in laid_over, f"set.{key} is not declared"
+    for key in own:
+        part = known
+        for step in key.split("."):
+            assert "${" in step or step in part, f"{key} is not in params.yaml"
+            part = None if "${" in step else part[step]
+            if part is None:
+                break
+    assert "--study ${study}/params.yaml" in entry["cmd"]
+
+
+@pytest.mark.parametrize("study", MODULES)
+def test_a_studys_params_are_accepted(study, monkeypatch):
+    monkeypatch.chdir(ROOT)
+    path = Path("studies") / study / "params.yaml"
+    content = read_yaml(path, MODULES[study].Study)
+    assert set(content.set) >= SCALARS
+    for cell in (None, *(f"{group}.{name}" for group in ("cnns", "backbones") for name in getattr(content, group, {}))):
+        assert read_params(overlay=Overlay(path, cell)).dataset == "phantom"
+    assert read_yaml_file(ROOT / "studies" / study / "dvc.yaml")["vars"] == [{"study": f"studies/{study}"}]
+
+
+# Predictions
+
+
+def cell(path: Path, scores: np.ndarray, seed: int = 0, count: int = 60, **proof: object) -> None:
+    """Files of a cell: `count` validation and as many test crops of ten groups each, probability of b from `scores`."""
+    rng = np.random.default_rng(seed)
+    index = pd.DataFrame({"id": range(2 * count), "subset": ["val"] * count + ["test"] * count})
+    index["group"] = [f"{subset}{number % 10}" for number, subset in enumerate(index["subset"])]
+    index["label"] = np.where(labels(count), "b", "a")
+    positive = np.clip(scores + rng.normal(0, 1e-6, 2 * count), 0, 1)
+    write_predictions(path / "predictions.csv", index, np.stack([1 - positive, positive], axis=1), ["a", "b"])
+
+
+def labels(count: int = 60) -> np.ndarray:
+    return np.tile(np.arange(count) % 3 == 0, 2)
+
+
+def noisy(seed: int, spread: float, count: int = 60) -> np.ndarray:
+    drawn = 0.5 + 0.2 * (2.0 * labels(count) - 1) + np.random.default_rng(seed).normal(0, spread, 2 * count)
+    return np.clip(drawn, 0.01, 0.99)
+
+
+def place(paths: Paths, name: str, scores: np.ndarray, **trained: object) -> None:
+    cell(paths.predictions, scores)
+    (paths.predictions / "predictions.csv").rename(paths.predictions / f"{name}.csv")
+    record = {"protocol": "group", "group_disjoint": True, "labels": "true", "seed": 1, "parameters": 10}
+    record |= {"trained_parameters": 5, "validation": {"loss": 0.5, "accuracy": 0.8}}
+    (paths.metrics / f"{name}.json").write_text(json.dumps(record | trained))
+
+
+@pytest.fixture
+def paths(tmp_path) -> Paths:
+    for name in ("metrics", "predictions"):
+        (tmp_path / name).mkdir()
+    files = ("table.csv", "table.md", "figure.png", "headline.json")
+    return Paths(tmp_path / "metrics", tmp_path / "predictions", *(tmp_path / name for name in files))
+
+
+@pytest.fixture
+def params() -> Params:
+    return Params.model_validate(small_params({"evaluate.resamples": 400}))
+
+
+def written(paths: Paths, summary) -> tuple[pd.DataFrame, str, dict]:
+    write_summary(paths, summary)
+    assert paths.figure.stat().st_size > 5000
+    return pd.read_csv(paths.table), paths.markdown.read_text(), json.loads(paths.headline.read_text())
+
+
+def test_predictions_come_back_with_the_threshold_of_validation(tmp_path):
+    cell(tmp_path, np.where(labels(), 0.3, 0.1))
+    read = read_predictions(tmp_path / "predictions.csv")
+    assert read.classes == ["a", "b"]
+    assert 0.1 < read.test.threshold < 0.3
+    assert (read.test.predicted == read.test.labels).all()
+    assert read.ids.tolist() == list(range(60, 120))
+    assert set(read.val.groups) == {f"val{number}" for number in range(10)}
+
+
+def test_the_mean_of_members_is_of_probabilities(tmp_path):
+    members = []
+    for seed in range(3):
+        cell(tmp_path, noisy(seed, 0.3))
+        members.append(read_predictions(tmp_path / "predictions.csv"))
+    joint = mean_of(members)
+    expected = sum(member.test.probabilities for member in members) / 3
+    np.testing.assert_allclose(joint.test.probabilities, expected)
+    other = pd.read_csv(tmp_path / "predictions.csv").assign(id=lambda table: table["id"] + 1)
+    other.to_csv(tmp_path / "other.csv", index=False)
+    with pytest.raises(InputError, match="members predict other crops or classes"):
+        mean_of([*members, read_predictions(tmp_path / "other.csv")])
+
+
+# Summaries
+
+
+def test_blockwise_chooses_the_depth_on_validation_alone(paths, params):
+    right, wrong = np.where(labels(), 0.9, 0.1), np.where(labels(), 0.1, 0.9)
+    for fold in (0, 1):
+        mixed = np.r_[right[:60], wrong[60:]]  # best on validation, worst on test
+        place(paths, f"0-{fold}", np.r_[noisy(fold, 0.5)[:60], right[60:]])
+        place(paths, f"1-{fold}", mixed, trained_parameters=1234)
+    study = blockwise.Study(folds=[0, 1], blocks=[1], set={})
+    table, text, headline = written(paths, blockwise.summarise(study, params, paths))
+    assert headline["blocks"] == 1
+    assert headline["val_accuracy"] == 1.0
+    assert headline["accuracy"] == 0.0
+    assert table["blocks"].tolist() == [0, 1]
+    assert table["accuracy_mean"].tolist() == [1.0, 0.0]
+    assert "| 1 | 1.000 ± 0.000 | 0.000 ± 0.000 |" in text
+    assert "1,234" in text
+    assert "protocol group (group-disjoint), seed 1" in text
+
+
+def test_aggregates_are_mean_and_sample_deviation():
+    cells = pd.DataFrame({"fold": [0, 1, 2], "blocks": 1, "trained_parameters": 7, "val_accuracy": [0.5, 0.6, 1.0]})
+    row = blockwise.aggregate(cells).iloc[0]
+    assert row["val_accuracy_mean"] == pytest.approx(0.7)
+    assert row["val_accuracy_sd"] == pytest.approx(np.sqrt((0.04 + 0.01 + 0.09) / 2))
+    assert mean_sd(cells["val_accuracy"]) == "0.700 ± 0.265"
+    assert mean_sd(pd.Series([0.5])) == "0.500"
+
+
+def test_of_equal_depths_the_least_deep_is_chosen():
+    table = pd.DataFrame({"blocks": [0, 1, 2, 3], "val_accuracy_mean": [0.8, 0.9, 0.9, 0.7]})
+    assert blockwise.choose_depth(table) == 1
+
+
+@pytest.mark.parametrize("folds", [[0], [0, 1]])
+def test_the_leak_is_random_less_group(paths, params, folds):
+    right = np.where(labels(), 0.9, 0.1)
+    for fold in folds:
+        for protocol, shuffled in (("random", "false"), ("random", "true"), ("group", "false"), ("group", "true")):
+            scores = right if protocol == "random" else noisy(fold, 0.4)
+            proof = {"protocol": protocol, "labels": "shuffled" if shuffled == "true" else "true"}
+            place(paths, f"0-{protocol}-{shuffled}-{fold}", scores, **proof)
+    study = leakage.Study(protocols=["random", "group"], shuffle=["false", "true"], folds=folds, blocks=[], set={})
+    table, text, headline = written(paths, leakage.summarise(study, params, paths))
+    table = table.set_index(["protocol", "labels"])
+    assert len(table) == 4
+    assert table.loc[("random", "true"), "accuracy"] == 1.0
+    group = table.loc[("group", "true"), "accuracy"]
+    assert 0.3 < group < 0.95
+    assert headline["leak_accuracy"] == pytest.approx(1 - group, abs=1e-5)
+    row = table.loc[("group", "true")]
+    if len(folds) == 1:
+        assert row["accuracy_low"] < row["accuracy"] < row["accuracy_high"]
+        assert "bootstrap over groups" in text
+    else:
+        assert row[["accuracy_low", "accuracy_high"]].isna().all()
+        assert row["accuracy_sd"] > 0
+        assert "mean ± standard deviation of 2 test folds" in text
+    assert "Chance is a balanced accuracy of 0.500." in text
+
+
+def test_variants_are_rows_with_size_seconds_and_intervals(paths, params):
+    for name, spread, loss in (("dense", 0.6, 0.7), ("backbone", 0.1, 0.2)):
+        place(paths, name, noisy(1, spread), validation={"loss": loss, "accuracy": 0.8})
+        (paths.metrics / f"{name}_seconds.json").write_text(json.dumps({"seconds": 12.3}))
+    study = variants.Study(cnns={"dense": {}}, backbones={"backbone": {}}, set={})
+    table, text, headline = written(paths, variants.summarise(study, params, paths))
+    assert table["model"].tolist() == ["dense", "backbone"]
+    assert table["seconds"].tolist() == [12.3, 12.3]
+    assert headline["model"] == "backbone"
+    for name in variants.SHOWN:
+        assert (table[f"{name}_low"] <= table[name]).all()
+        assert (table[name] <= table[f"{name}_high"]).all()
+    assert table["loss"].iloc[1] < table["loss"].iloc[0]
+    assert "Lowest validation loss: backbone" in text
+
+
+def test_an_ensemble_of_equal_members_gains_nothing(paths, params):
+    for seed in (1, 2):
+        place(paths, f"finetune_{seed}", noisy(7, 0.3), seed=seed)
+    table, text, headline = written(paths, ensemble.summarise(ensemble.Study(seeds=[1, 2], set={}), params, paths))
+    gain = table.set_index("model").loc["gain"]
+    for name in ensemble.SHOWN:
+        assert headline[f"gain_{name}"] == 0
+        assert (gain[f"{name}_low"], gain[f"{name}_high"]) == (0, 0)
+    assert "0.0000 nats" in text
+
+
+def test_an_ensemble_of_independent_members_gains(paths, params):
+    for seed in range(6):
+        place(paths, f"finetune_{seed}", noisy(seed, 0.35), seed=seed)
+    study = ensemble.Study(seeds=list(range(6)), set={})
+    table, _, headline = written(paths, ensemble.summarise(study, params, paths))
+    table = table.set_index("model")
+    assert headline["gain_roc_auc"] > 0.05
+    assert table.loc["gain", "roc_auc_low"] > 0
+    members = table.loc[[f"member, seed {seed}" for seed in range(6)]]
+    for name in ensemble.SHOWN:
+        assert table.loc["mean member", name] == pytest.approx(members[name].mean(), rel=1e-4)
+        difference = table.loc["ensemble", name] - table.loc["mean member", name]
+        assert table.loc["gain", name] == pytest.approx(difference, abs=1e-5)
+
+
+def test_a_markdown_table():
+    table = pd.DataFrame({"model": ["a", "b"], "accuracy": [1, 2]})
+    assert markdown_table(table) == ["| model | accuracy |", "| --- | --- |", "| a | 1 |", "| b | 2 |"]
+
+
+# As a user runs it
+
+
+def run(folder: Path, *command: str) -> str:
+    environment = {key: value for key, value in os.environ.items() if not key.startswith(("DVC_", "MLFLOW_", "GIT_"))}
+    environment["PATH"] = f"{Path(sys.executable).parent}{os.pathsep}{environment['PATH']}"
+    environment |= dict.fromkeys(("GIT_AUTHOR_NAME", "GIT_COMMITTER_NAME"), "test")
+    environment |= dict.fromkeys(("GIT_AUTHOR_EMAIL", "GIT_COMMITTER_EMAIL"), "test@example.org")
+    result = subprocess.run(command, cwd=folder, env=environment, capture_output=True, text=True, timeout=900)
+    assert result.returncode == 0, f"{command}\n{result.stdout}\n{result.stderr}"
+    return result.stdout + result.stderr
+
+
+def ran(output: str) -> set[str]:
+    return {line.split("'")[1].split(":")[-1] for line in output.splitlines() if line.startswith("Running stage")}
+
+
+@pytest.mark.slow
+def test_a_study_runs_by_experiments_and_only_what_a_change_reaches(tmp_path):
+    folder = tmp_path / "lesion lab"
+    listed = subprocess.run(
+        ["git", "ls-files", "-co", "--exclude-standard", "-z"], cwd=ROOT, capture_output=True, check=True
+    ).stdout.decode()
+    for name in filter(None, listed.split("\0")):
+        if (ROOT / name).is_file() and Path(name).name != "dvc.lock":
+            (folder / name).parent.mkdir(parents=True, exist_ok=True)
+            shutil.copy(ROOT / name, folder / name)
+    write_yaml_file(folder / "params.yaml", small_params())
+    write_card(folder, DATASET)
+    study = folder / "studies/blockwise"
+    content = read_yaml_file(study / "params.yaml") | {"folds": [0], "blocks": [2]}
+    content["set"] |= {
+        "dataset": DATASET,
+        "transfer": {"epochs": 1},
+        "finetune": {"epochs": 1},
+        "augment": {"copies": 1},
+    }
+    write_yaml_file(study / "params.yaml", content)
+    run(folder, "git", "init", "-q")
+    run(folder, "git", "add", "-A")
+    run(folder, "git", "commit", "-qm", "small")
+    run(folder, "dvc", "repro", "studies/blockwise/dvc.yaml")
+    run(folder, "git", "add", "-A")
+    run(folder, "git", "commit", "-qm", "first run")
+    first = pd.read_csv(study / "table.csv")
+    assert first["blocks"].tolist() == [0, 2]
+    assert run(folder, "git", "status", "--porcelain") == ""
+    assert ran(run(folder, "dvc", "repro", "studies/blockwise/dvc.yaml")) == set()
+    inside = run(study, "dvc", "exp", "run", "-n", "longer", "-S", "set.finetune.epochs=2")
+    assert "finetune@2-0" in ran(inside)
+    assert ran(inside) <= {"finetune@2-0", "predict@2-0", "summarise"}
+    changed = "studies/blockwise/params.yaml:set.finetune.learning_rate=0.01"
+    outside = run(folder, "dvc", "exp", "run", "--temp", "-n", "faster", "-S", changed, "studies/blockwise/dvc.yaml")
+    assert {"finetune@2-0", "predict@2-0", "summarise"} >= ran(outside) >= {"finetune@2-0"}
+    runs = sqlite3.connect(folder / "mlflow.db").execute("select name, count(*) from runs group by name")
+    names = dict(runs)
+    assert sum(name.startswith("blockwise-") for name in names) == 1
+    assert {"longer", "faster", "transfer split.test_fold=0"} <= set(names)
+    assert names["finetune split.test_fold=0 finetune.unfrozen_blocks=2"] == 3
