@@ -7,7 +7,7 @@ BIN := $(VENV)/bin
 export PATH := $(CURDIR)/$(BIN):$(PATH)
 
 .DEFAULT_GOAL := help
-.PHONY: help env run report test lint ui weights clean
+.PHONY: help env run report test lint bench ui weights clean
 
 help: ## show this list
 	@grep -E '^[a-z]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 10
@@ -33,6 +33,9 @@ test: env lint ## all tests
 lint: env ## style
 	ruff check .
 	ruff format --check .
+
+bench: env ## each short cut against the plain way, on an idle machine (about 15 minutes)
+	python -m benchmarks.bench
 
 ui: env ## MLflow on http://127.0.0.1:5000
 	MLFLOW_SERVER_ENABLE_JOB_EXECUTION=false MLFLOW_DISABLE_TELEMETRY=true DO_NOT_TRACK=true \

@@ -65,7 +65,7 @@ def draw_froc(path: Path, curve: pd.DataFrame, rate: float, title: str) -> None:
         label="95 % interval",
     )
     axis.step(places, steps["sensitivity"], where="post", color=HIT_COLOUR, linewidth=1.8, label="sensitivity")
-    axis.axvline(rate, color="#666666", linestyle=":", linewidth=1.2, label=f"{rate:g} false positives a frame")
+    axis.axvline(rate, color="#666666", linestyle=":", linewidth=1.2, label=f"operating rate: {rate:g} a frame")
     axis.set(xlabel="false positives a frame", ylabel="sensitivity", ylim=(0, 1.01), xlim=(0, RATES[-1]), title=title)
     axis.grid(alpha=0.3)
     axis.legend(loc="lower right", fontsize=8)

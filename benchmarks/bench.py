@@ -1,0 +1,87 @@
+"""bench: each short cut against the plain way, in the same run: python -m benchmarks.bench.
+
+writes  benchmarks/results.json  machine, versions, seed, rows
+
+Every part runs in a process of its own, since threads and memory are a process's. A row that falls short is shown.
+"""
+
+import platform
+from concurrent.futures import ProcessPoolExecutor
+from dataclasses import asdict
+from importlib import import_module
+from importlib.metadata import version
+from multiprocessing import get_context
+from os import cpu_count
+from pathlib import Path
+from typing import Annotated
+
+from typer import Option
+
+from benchmarks.rows import Row
+from lesionlab.files import write_json
+from lesionlab.params import read_params
+from lesionlab.progress import progress
+from lesionlab.stage import run
+
+PARTS = ("training", "detection", "crops")
+PACKAGES = ("tensorflow", "keras", "numpy", "scipy", "pillow", "scikit-learn", "pandas", "dvc")
+HEAD = ("what", "plain way", "ours", "ratio", "floor", "asked for")
+
+
+def main(
+    part: Annotated[list[str] | None, Option(help=f"one of {', '.join(PARTS)}; may be repeated")] = None,
+    out: Annotated[Path, Option(help="JSON file to write")] = Path("benchmarks/results.json"),
+) -> None:
+    """Measure all rows, write them and print their table."""
+    seed = read_params().seed
+    rows: list[Row] = []
+    for name in progress(part or PARTS, desc="bench", unit="part"):
+        with ProcessPoolExecutor(1, mp_context=get_context("spawn")) as pool:
+            rows += pool.submit(rows_of, name, seed).result()
+    versions = {"python": platform.python_version(), **{name: version(name) for name in PACKAGES}}
+    content = {"machine": machine(), "versions": versions, "seed": seed, "rows": [asdict(row) for row in rows]}
+    write_json(out, content, digits=4)
+    print("\n".join(["", *table(rows)]))
+
+
+def rows_of(part: str, seed: int) -> list[Row]:
+    """Measure the rows of one module of this folder."""
+    return import_module(f"benchmarks.{part}").rows(seed)
+
+
+def machine() -> dict[str, str | int]:
+    """The processor and how many cores of it there are."""
+    info = Path("/proc/cpuinfo")
+    lines = info.read_text().splitlines() if info.exists() else []
+    names = [line.partition(":")[2].strip() for line in lines if line.startswith("model name")]
+    return {"processor": names[0] if names else platform.processor() or platform.machine(), "cores": cpu_count() or 1}
+
+
+def reached(row: Row) -> bool:
+    """Whether a row shows what it must; a row without a ratio does not."""
+    if row.ratio is None:
+        return False
+    return (row.at_least is None or row.ratio >= row.at_least) and (row.at_most is None or row.ratio <= row.at_most)
+
+
+def table(rows: list[Row]) -> list[str]:
+    """Lines of the table: figures, what was asked for, and notes below."""
+    cells = [HEAD]
+    for number, row in enumerate(rows, start=1):
+        asked = f">= {row.at_least:g}" if row.at_least is not None else f"<= {row.at_most:g}"
+        asked += "" if reached(row) else "  FALLS SHORT"
+        mark = f" [{number}]" if row.note else ""
+        figures = ("-" if figure is None else f"{figure:.3g}" for figure in (row.plain, row.ours, row.ratio, row.floor))
+        cells.append((row.row + mark, *figures, asked))
+    widths = [max(len(line[k]) for line in cells) for k in range(len(HEAD))]
+    lines = [
+        "  ".join([line[0].ljust(widths[0]), *(line[k].rjust(widths[k]) for k in range(1, 5)), line[5]])
+        for line in cells
+    ]
+    notes = [f"[{number}] {row.note}" for number, row in enumerate(rows, start=1) if row.note]
+    legend = "Seconds unless a note says otherwise; ratio: plain way over ours; floor: the ratio that operations allow."
+    return [*lines, "", legend, *notes]
+
+
+if __name__ == "__main__":
+    run(main, __doc__)

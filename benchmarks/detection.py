@@ -1,0 +1,135 @@
+"""detection: every window from one pass over the frame, against the same windows cut out and classified.
+
+    python -m benchmarks.detection --model models/finetune     recall and precision of both ways on the test frames
+
+`rows` are the lines of `make bench` about time. The floor is the ratio of counted multiply-adds.
+"""
+
+import statistics
+import time
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+import numpy as np
+from typer import Option
+
+from benchmarks.rows import Row
+from lesionlab.params import read_params
+from lesionlab.progress import progress
+from lesionlab.seeds import generator
+from lesionlab.stage import run
+from lesionlab.training.backend import start_keras
+
+if TYPE_CHECKING:
+    import keras
+
+ROUNDS, THREADS = 3, 2
+FRAME, WINDOW, BATCH = 320, 64, 32  # pixels a side, and windows that are classified at once
+STEPS = {16: 9, 8: 28}  # pixels between windows, and the ratio to show
+
+
+def rows(seed: int, frame: int = FRAME, rounds: int = ROUNDS) -> list[Row]:
+    """VGG16 with random weights on a frame of noise, `frame` pixels a side: windows of 64 px every 16 and 8 px."""
+    start_keras(THREADS)  # before anything that imports Keras
+    from PIL import Image
+
+    from lesionlab.detection.dense import dense_classifier
+    from lesionlab.detection.windows import cut_windows
+    from lesionlab.models.backbones import preprocess
+    from lesionlab.models.networks import Architecture, build_network
+    from lesionlab.models.saved import Classifier, Description
+
+    architecture = Architecture(
+        backbone="vgg16", dense=128, dropout=0.0, image_size=WINDOW, classes=["background", "polyp"]
+    )
+    description = Description(
+        architecture=architecture, stage="transfer", dataset="noise", protocol="none", seed=seed, unfrozen_blocks=0,
+        blocks=[], threshold=None, environment={},
+    )  # fmt: skip
+    classifier = Classifier(description, build_network(architecture, seed))
+    pixels = generator(seed, "bench", "detection").integers(0, 256, (frame, frame, 3), dtype="uint8")
+    image, content = Image.fromarray(pixels), (0, 0, frame, frame)
+
+    def plain(step: int) -> np.ndarray:
+        _, windows = cut_windows(image, content, WINDOW / frame, step / WINDOW, WINDOW)
+        return classifier.model.predict(preprocess(windows, "caffe"), batch_size=BATCH, verbose=0)
+
+    dense = {step: dense_classifier(classifier, step / WINDOW) for step in STEPS}
+    found = {step: len(way.score(image, content, WINDOW / frame)[0]) for step, way in dense.items()}  # and warm up
+    classifier.model.predict(preprocess(np.zeros((BATCH, WINDOW, WINDOW, 3), "uint8"), "caffe"), verbose=0)
+    seconds = {(step, way): [] for step in STEPS for way in ("plain", "ours")}
+    for _ in progress(range(rounds), desc="bench, detection", unit="round"):
+        for step in STEPS:
+            started = time.perf_counter()
+            windows = len(plain(step))
+            seconds[step, "plain"].append(time.perf_counter() - started)
+            started = time.perf_counter()
+            dense[step].score(image, content, WINDOW / frame)
+            seconds[step, "ours"].append(time.perf_counter() - started)
+            if windows != found[step]:
+                raise RuntimeError(f"{windows} windows were cut but the dense map has {found[step]}")
+    result = []
+    for step, at_least in STEPS.items():
+        took, ours = (statistics.median(seconds[step, way]) for way in ("plain", "ours"))
+        counted = found[step] * multiply_adds(WINDOW, 0) / multiply_adds(frame, int(np.log2(32 / step)))
+        name = f"detect dense, stride {step}, VGG16, {WINDOW} px windows"
+        note = f"{found[step]} windows of a frame of {frame} px"
+        result.append(Row(name, took, ours, took / ours, counted, at_least, note=note))
+    return result
+
+
+def multiply_adds(size: int, halvings: int) -> float:
+    """Multiply-adds of VGG16 without its top on `size` pixels a side, its last `halvings` poolings at stride 1."""
+    from lesionlab.models.backbones import find_backbone
+
+    total = 0.0
+    network: keras.Model = find_backbone("vgg16").build(size)
+    strides = int(np.log2(32))
+    for layer in network.layers:
+        if hasattr(layer, "kernel"):
+            _, rows, columns, _ = layer.output.shape
+            poolings = int(np.log2(size // rows))
+            phases = 4 ** max(0, poolings - (strides - halvings))
+            total += phases * rows * columns * np.prod(layer.kernel.shape)
+    return float(total)
+
+
+def main(
+    model: Annotated[Path, Option(help="folder of the model")],
+    raw: Annotated[Path, Option(help="folder that the download stage filled")] = Path("data/raw"),
+    crops: Annotated[Path, Option(help="folder of the crop stage")] = Path("data/crops"),
+    split: Annotated[Path, Option(help="CSV of the split stage")] = Path("data/split.csv"),
+    proof: Annotated[Path, Option(help="JSON of the split stage")] = Path("metrics/split.json"),
+) -> None:
+    """Print recall and precision of both ways, each at the threshold that its own validation scores gave."""
+    params = read_params()
+    start_keras(params.training.threads)  # before anything that imports Keras
+    from lesionlab.data.cards import read_card
+    from lesionlab.detection.froc import froc_curve, operating_metrics, sensitivity_at
+    from lesionlab.detection.run import Detector, Paths, detect_frames, frames_of_subsets, operating_threshold
+    from lesionlab.models.saved import load_classifier
+
+    nowhere = Path()
+    paths = Paths(model, raw, crops, split, proof, nowhere, nowhere, nowhere, nowhere)
+    frames = frames_of_subsets(paths, read_card(params.dataset), params)
+    classifier, rate = load_classifier(model), params.detect.false_positives
+    print(f"{'':<10}{'threshold':>10}{'recall':>10}{'precision':>11}{'FP a frame':>12}{'recall at ' + f'{rate:g}':>14}")
+    for mode in ("windows", "dense"):
+        settings = params.detect.model_copy(update={"mode": mode})
+        detector = Detector(classifier, settings, params.training.batch_size)
+        found = {name: detect_frames(members, detector, params, f"{mode}, {name}") for name, members in frames.items()}
+        threshold = operating_threshold(found["val"].boxes, found["val"].frames, rate)
+        test = found["test"]
+        figures = operating_metrics(
+            test.boxes, test.frames, threshold, resamples=params.evaluate.resamples, seed=params.seed
+        )
+        recall, precision, false = (
+            figures[name]["value"] if name in figures else float("nan")
+            for name in ("recall", "precision", "false_positives_per_frame")
+        )
+        at_rate = sensitivity_at(froc_curve(test.boxes, test.frames), (rate,))["sensitivity"].iloc[0]
+        print(f"{mode:<10}{threshold:>10.4f}{recall:>10.3f}{precision:>11.3f}{false:>12.3f}{at_rate:>14.3f}")
+
+
+if __name__ == "__main__":
+    run(main, __doc__)
