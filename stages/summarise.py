@@ -16,7 +16,7 @@ from lesionlab.stage import run
 
 
 def main(
-    kind: Annotated[Literal["blockwise", "leakage", "variants", "ensemble", "external"], Argument(help="which study")],
+    kind: Annotated[Literal["blockwise", "ensemble", "external", "leakage", "variants"], Argument(help="which study")],
     metrics: Annotated[Path, Option(help="folder with a JSON a cell")],
     predictions: Annotated[Path, Option(help="folder with a CSV of the predict stage a cell")],
     table: Annotated[Path, Option(help="CSV file to write")],
@@ -27,14 +27,20 @@ def main(
     import time
 
     from lesionlab import tracking
-    from lesionlab.studies import blockwise, ensemble, leakage, variants
+    from lesionlab.studies import blockwise, ensemble, external, leakage, variants
     from lesionlab.studies.tables import Paths, write_summary
 
     started = time.perf_counter()
     params, file = read_params(), current_overlay().study
     if file is None:
         raise InputError(f"summarise: give --study studies/{kind}/params.yaml")
-    modules = {"blockwise": blockwise, "ensemble": ensemble, "leakage": leakage, "variants": variants}
+    modules = {
+        "blockwise": blockwise,
+        "ensemble": ensemble,
+        "external": external,
+        "leakage": leakage,
+        "variants": variants,
+    }
     module = modules[kind]
     paths = Paths(metrics, predictions, table, markdown, figure, headline)
     summary = module.summarise(read_yaml(file, module.Study), params, paths)
