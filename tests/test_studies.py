@@ -321,12 +321,9 @@ def test_a_study_runs_by_experiments_and_only_what_a_change_reaches(tmp_path):
     write_card(folder, DATASET)
     study = folder / "studies/blockwise"
     content = read_yaml_file(study / "params.yaml") | {"folds": [0], "blocks": [2]}
-    content["set"] |= {
-        "dataset": DATASET,
-        "transfer": {"epochs": 1},
-        "finetune": {"epochs": 1},
-        "augment": {"copies": 1},
-    }
+    content["set"] |= {"dataset": DATASET, "augment": {"copies": 1}}
+    for name in ("transfer", "finetune"):
+        content["set"][name] |= {"epochs": 1}
     write_yaml_file(study / "params.yaml", content)
     run(folder, "git", "init", "-q")
     run(folder, "git", "add", "-A")

@@ -15,7 +15,7 @@ from lesionlab.files import read_json
 from lesionlab.params import Params, Section
 from lesionlab.pictures import MODEL_COLOURS
 from lesionlab.studies.predictions import read_predictions
-from lesionlab.studies.tables import Paths, Summary, provenance
+from lesionlab.studies.tables import Paths, Summary, interval, provenance
 
 MODELS = ("transfer", "finetune")
 SHOWN = ("accuracy", "balanced_accuracy", "roc_auc", "f1", "recall", "specificity")
@@ -56,7 +56,9 @@ def summarise(study: Study, params: Params, paths: Paths) -> Summary:
     for name in ("crops", "groups"):
         shown[name] = ["" if pd.isna(count) else str(count) for count in table[name]]
     for name in SHOWN:
-        shown[name.replace("_", " ")] = [interval(row, name) for _, row in table.iterrows()]
+        shown[name.replace("_", " ")] = [
+            interval(row, name, signed=row["test"] == "drop") for _, row in table.iterrows()
+        ]
     return Summary(
         "External test",
         table,
@@ -84,12 +86,6 @@ def flat(table: pd.DataFrame) -> dict[str, float]:
     """One row for a wide table: <metric>, <metric>_low, <metric>_high of each metric."""
     ends = {"value": "", "low": "_low", "high": "_high"}
     return {f"{name}{end}": row[column] for name, row in table.iterrows() for column, end in ends.items()}
-
-
-def interval(row: pd.Series, name: str) -> str:
-    """`0.948 [0.921, 0.969]`; differences with their sign."""
-    sign = "+" if row["test"] == "drop" else ""
-    return f"{row[name]:{sign}.3f} [{row[f'{name}_low']:{sign}.3f}, {row[f'{name}_high']:{sign}.3f}]"
 
 
 def notes(datasets: dict[str, str], proof: dict, paths: Paths) -> list[str]:
