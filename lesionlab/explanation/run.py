@@ -231,7 +231,7 @@ def example_crops(
     cases = {
         "correct, drawn at random": rng.permutation(shown)[: settings.examples],
         "wrong, the surest first": surest_wrong,
-        "uncertain: of the others, those nearest to the threshold": nearest[: settings.examples],
+        "uncertain: of the others, those called by the smallest margin": nearest[: settings.examples],
     }
     by_name = {frame.name: frame for frame in frames}
     blocks = {}
