@@ -280,10 +280,10 @@ def _explanation() -> list:
         Text(
             "Share of heat inside the lesion and pointing game (hottest pixel in the lesion), on windows re-cut around "
             "test lesions with a wide margin (context, in parts of the lesion's longer side), or on whole images where "
-            "the class is the image's. Two controls: a random map of the same resolution, whose share is about the part "
-            "that is lesion, and the same network with its weights drawn again; similarity is the rank correlation with "
-            "the maps of the latter, near 0 where a map depends on what was learnt. A map shows where the network found "
-            "evidence, not that it reasons as a person does."
+            "the class is the image's. Two controls: a random map of the same resolution, whose share is about the "
+            "part that is lesion, and the same network with its weights drawn again; similarity is the rank "
+            "correlation with the maps of the latter, near 0 where a map depends on what was learnt. A map shows where "
+            "the network found evidence, not that it reasons as a person does."
         )
     ]
     methods = {key: value for key, value in explained.items() if isinstance(value, dict)}
