@@ -16,6 +16,7 @@ import pandas as pd
 import pytest
 
 from lesionlab import tracking
+from lesionlab.params import Overlay, overlaid
 from lesionlab.tracking import log_stage
 
 REPOSITORY = Path(__file__).parent.parent
@@ -333,6 +334,31 @@ def test_without_an_experiment_the_key_follows_params_and_commit(monkeypatch):
     assert tracking._experiment_key({"dataset": "phantom", "seed": 1}, "abd") != first
     monkeypatch.setenv("DVC_EXP_NAME", "brave-otter")
     assert tracking._experiment_key({"dataset": "phantom", "seed": 2}, "abc") == "brave-otter"
+
+
+def test_cells_of_a_study_share_a_parent_and_have_names_of_their_own(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    for name in VARIABLES:
+        monkeypatch.delenv(name, raising=False)
+    shutil.copy(REPOSITORY / "params.yaml", tmp_path)
+    study = Path("studies/depth/params.yaml")
+    study.parent.mkdir(parents=True)
+    study.write_text("set: {seed: 3}\n")
+    requests = []
+    for settings in (("split.test_fold=0",), ("split.test_fold=1", "finetune.unfrozen_blocks=2")):
+        with overlaid(Overlay(study, None, settings)):
+            requests.append(tracking._request("finetune", {}, None, {}, (), {}, 1.0))
+    first, second = requests
+    assert first["key"] == second["key"]
+    assert first["key"].startswith("depth-")
+    assert first["name"] == "finetune split.test_fold=0"
+    assert second["name"] == "finetune split.test_fold=1 finetune.unfrozen_blocks=2"
+    assert (first["parent_tags"]["lesionlab.study"], first["parent_params"]["seed"]) == ("depth", "3")
+    assert first["tags"]["lesionlab.cell"] == "split.test_fold=0"
+    plain = tracking._request("finetune", {}, None, {}, (), {}, 1.0)
+    assert plain["name"] == "finetune"
+    assert plain["key"].startswith("repro-")
+    assert "lesionlab.study" not in plain["parent_tags"]
 
 
 def test_the_commit_is_that_of_the_root(tmp_path):
