@@ -79,8 +79,11 @@ def table(rows: list[Row]) -> list[str]:
         for line in cells
     ]
     notes = [f"[{number}] {row.note}" for number, row in enumerate(rows, start=1) if row.note]
-    legend = "Seconds unless a note says otherwise; ratio: plain way over ours; floor: the ratio that operations allow."
-    return [*lines, "", legend, *notes]
+    legend = [
+        "Seconds unless a note says otherwise. ratio: plain way over ours; where it must be at most so much, ours over",
+        "plain. floor: the ratio that counted operations allow.",
+    ]
+    return [*lines, "", *legend, *notes]
 
 
 if __name__ == "__main__":

@@ -14,6 +14,7 @@ from PIL import Image
 from tiny import DATASET, ROOT, change_params, run_stage, small_params, write_card, write_yaml_file
 from tiny_networks import SIZE, lively, tiny_architecture
 
+import benchmarks.detection
 import stages.baseline
 import stages.crop
 import stages.detect
@@ -449,6 +450,20 @@ def test_detection_on_ones_own_pictures(project, tmp_path, mode):
     stages.detect.main(model=Path("models/finetune"), frames=pictures, out=tmp_path / "none", threshold=1.0)
     assert len(pd.read_csv(tmp_path / "none" / "detections.csv")) == 0
     change_params(project, {"detect.mode": "dense"})
+
+
+@pytest.mark.slow
+def test_dense_maps_can_be_held_against_windows(project, capsys):
+    """`dense` gives what the stage found."""
+    benchmarks.detection.main(model=Path("models/finetune"))
+    head, *lines = capsys.readouterr().out.splitlines()
+    assert head.split()[:3] == ["threshold", "recall", "precision"]
+    windows, dense = (line.split() for line in lines)
+    assert windows[0] == "windows"
+    metrics = read_json(Path("metrics/detect.json"))
+    assert dense[0] == "dense"
+    assert float(dense[1]) == pytest.approx(metrics["threshold"], abs=1e-4)
+    assert float(dense[2]) == pytest.approx(metrics["operating"]["recall"]["value"], abs=1e-3)
 
 
 @pytest.mark.slow

@@ -67,11 +67,12 @@ def lesion_boxes(mask: np.ndarray, min_area: float) -> tuple[np.ndarray, list[Bo
     Returns the label image (0 background, 1..n lesions in the order of the boxes) and the boxes (x, y, width, height).
     """
     labels, count = ndimage.label(mask, structure=np.ones((3, 3)))
-    areas = np.bincount(labels.ravel(), minlength=count + 1)
+    areas = np.bincount(labels[mask], minlength=count + 1)
     keep = [i for i in range(1, count + 1) if areas[i] >= min_area * mask.size]
-    renumber = np.zeros(count + 1, dtype="int32")
-    renumber[keep] = np.arange(1, len(keep) + 1)
-    labels = renumber[labels]
+    if len(keep) < count:
+        renumber = np.zeros(count + 1, dtype="int32")
+        renumber[keep] = np.arange(1, len(keep) + 1)
+        labels = renumber[labels]
     boxes = [
         (columns.start, rows.start, columns.stop - columns.start, rows.stop - rows.start)
         for rows, columns in ndimage.find_objects(labels)
@@ -81,15 +82,16 @@ def lesion_boxes(mask: np.ndarray, min_area: float) -> tuple[np.ndarray, list[Bo
 
 def lesion_windows(boxes: list[Box], content: Box, params: CropParams, rng: np.random.Generator) -> list[Box]:
     """Square windows around lesions, shifted and scaled at random, inside the content box: (x, y, side, side)."""
-    windows = []
+    centres, sides = [], []
     for x, y, width, height in boxes:
         for _ in range(params.positives_per_lesion):
             scale = np.exp(rng.uniform(-params.scale_jitter, params.scale_jitter))
-            side = max(width, height) * (1 + params.context) * scale
-            shift = rng.uniform(-params.jitter, params.jitter, 2) * side
-            centre = np.array([x + width / 2, y + height / 2]) + shift
-            windows.append(tuple(map(int, _windows_inside(centre[None], np.array([side]), content)[0])))
-    return windows
+            sides.append(max(width, height) * (1 + params.context) * scale)
+            shift = rng.uniform(-params.jitter, params.jitter, 2) * sides[-1]
+            centres.append(np.array([x + width / 2, y + height / 2]) + shift)
+    if not sides:
+        return []
+    return [tuple(window) for window in _windows_inside(np.array(centres), np.array(sides), content).tolist()]
 
 
 def background_windows(
@@ -123,7 +125,7 @@ def background_windows(
         np.array(content[:2]) + rng.uniform(0, 1, (CANDIDATES, 2)) * np.array(content[2:]),
     )
     windows = _windows_inside(centres, sides, content)
-    covered = [_cover(lesions == i, windows) for i in range(1, len(boxes) + 1)]
+    covered = [_cover(lesions == i, windows, box) for i, box in enumerate(boxes, start=1)]
     allowed = _share(_cover(brightest(image) <= MARGIN_LEVEL, windows), windows) <= params.max_black
     if covered:
         allowed &= _share(np.sum(covered, axis=0), windows) <= params.max_overlap
@@ -167,13 +169,18 @@ def _windows_inside(centres: np.ndarray, sides: np.ndarray, content: Box) -> np.
     return np.stack([left, top, side, side], axis=1)
 
 
-def _cover(mask: np.ndarray, windows: np.ndarray) -> np.ndarray:
-    """Number of True pixels of `mask` in each window, by an integral image."""
+def _cover(mask: np.ndarray, windows: np.ndarray, inside: Box | None = None) -> np.ndarray:
+    """Number of True pixels of `mask` in each window, by an integral image; `inside`: a box that holds them all."""
+    left, top, width, height = inside or (0, 0, mask.shape[1], mask.shape[0])
+    mask = mask[top : top + height, left : left + width]
+    if not mask.any():
+        return np.zeros(len(windows), dtype="int32")
     total = np.zeros((mask.shape[0] + 1, mask.shape[1] + 1), dtype="int32")
     np.cumsum(mask, axis=0, out=total[1:, 1:])
     np.cumsum(total, axis=1, out=total)
-    x, y, width, height = windows.T
-    return total[y + height, x + width] - total[y, x + width] - total[y + height, x] + total[y, x]
+    first = np.clip(windows[:, :2] - (left, top), 0, (width, height)).T
+    last = np.clip(windows[:, :2] + windows[:, 2:] - (left, top), 0, (width, height)).T
+    return total[last[1], last[0]] - total[first[1], last[0]] - total[last[1], first[0]] + total[first[1], first[0]]
 
 
 def _share(pixels: np.ndarray, windows: np.ndarray) -> np.ndarray:

@@ -130,10 +130,10 @@ def read_rgb(path: Path) -> np.ndarray:
     """
     try:
         with Image.open(path) as image:
-            image = ImageOps.exif_transpose(image)
+            ImageOps.exif_transpose(image, in_place=True)
             if image.mode.startswith("I") or image.mode == "F":
                 return np.repeat(_window(np.asarray(image, dtype="float32"))[..., None], 3, axis=2)
-            return np.asarray(image.convert("RGB"))
+            return np.asarray(image if image.mode == "RGB" else image.convert("RGB"))
     except _UNREADABLE as error:
         raise BrokenImageError(
             f"{path}: cannot be read as an image ({error}); replace the file, or leave it out with "
