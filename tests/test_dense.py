@@ -111,7 +111,9 @@ def test_a_fragment_is_a_pass_over_the_shifted_frame(backbone, stride, shift):
 
 
 @pytest.mark.parametrize("backbone", [SMALL, *LARGE])
-@pytest.mark.parametrize("changes", [{"pooling": "average"}, {"pooling": "flatten"}, {"dense": 0}])
+@pytest.mark.parametrize(
+    "changes", [{"pooling": "average"}, {"pooling": "flatten"}, {"dense": 0}, {"head_filters": (6,)}]
+)
 def test_on_a_frame_of_one_window_both_ways_are_the_same(backbone, changes):
     classifier = classifier_of(backbone, image_size=64, **changes)
     frame = tiny_crops(1, size=64)[0]
