@@ -35,7 +35,7 @@ from lesionlab.training.fit import Task, fit
 from lesionlab.training.prefix import Inputs
 
 ROUNDS = 3
-PLAIN_EPOCHS = 3
+PLAIN_EPOCHS = 2
 THREADS, BATCH = 2, 16
 TRANSFER_EPOCHS, FINETUNE_EPOCHS = 10, 20
 TRANSFER_CROPS, FINETUNE_CROPS = (64, 16), (32, 16)  # training, validation
