@@ -61,8 +61,11 @@ class Experiment:
         """The command line, in the repository's root or the study's folder; paths are relative to the root."""
         network = {"model.backbone": "mobilenetv2", "model.weights": weights}
         settings = {"dataset": self.dataset, "download.source": f"{data}/{self.data}", **network, **self.settings}
-        words = [(f"set.{key}" if self.study and "@" not in key else key.lstrip("@"), value)
-                 for key, value in settings.items()]  # fmt: skip
+        # `@` marks a key of the study itself; ++ sets keys of `set` that its params.yaml leaves to the repository's.
+        words = [
+            (key.lstrip("@") if key.startswith("@") else f"++set.{key}" if self.study else key, value)
+            for key, value in settings.items()
+        ]
         if self.external:
             words += [
                 ("external.dataset", self.external[0]),
@@ -77,8 +80,11 @@ class Experiment:
         return Path("studies") / self.study if self.study else Path()
 
 
-LC25000 = {"model.image_size": 160, "split.folds": 5}
-BRAIN = {"model.image_size": 160, "split.folds": 5, "split.protocol": "official", **UPRIGHT}
+FINETUNE = {"finetune.unfrozen_blocks": 2, "finetune.learning_rate": 3e-4}
+HISTOLOGY = {"model.image_size": 192, "augment.copies": 8, "augment.rotation": 0.5}
+BRAIN = {"model.image_size": 160, "split.protocol": "official", **UPRIGHT}
+XRAY = {"augment.horizontal_flip": False, **UPRIGHT, "split.validation_per_class": 150}
+FOLDS = {"split.folds": 5, "@folds": [0, 1, 2, 3, 4]}
 EXPERIMENTS = {
     "kvasir-group": Experiment("Kvasir-SEG, near-duplicates kept together", "kvasir-seg", "Kvasir-SEG"),
     "kvasir-fold2": Experiment(
@@ -89,6 +95,78 @@ EXPERIMENTS = {
     ),
     "cvc-group": Experiment(
         "CVC-ClinicDB, by video sequence", "cvc-clinicdb", "cvc-clinicdb", {"split.protocol": "group", **CVC}
+    ),
+    "external-polyps": Experiment(
+        "Trained on Kvasir-SEG, tested on all of CVC-ClinicDB",
+        "kvasir-seg",
+        "Kvasir-SEG",
+        {"crop.positives_per_lesion": 3, "crop.negatives_per_frame": 5, "augment.copies": 4, **FINETUNE},
+        "external",
+        ("cvc-clinicdb", "cvc-clinicdb"),
+    ),
+    "chest-ct": Experiment(
+        "Lung CT, 4 classes, official test, duplicates left out",
+        "chest-ct",
+        "chest-ct",
+        {
+            "model.image_size": 160,
+            "split.drop_duplicates": True,
+            "augment.copies": 8,
+            **UPRIGHT,
+            **FINETUNE,
+            "finetune.epochs": 12,
+            "finetune.patience": 6,
+        },
+    ),
+    "chest-xray": Experiment(
+        "Chest X-ray, official test, 150 images a class validate",
+        "chest-xray",
+        "chest_xray",
+        {"model.image_size": 128, "augment.copies": 2, **XRAY, **FINETUNE, "finetune.epochs": 5},
+    ),
+    "pneumoniamnist": Experiment(
+        "PneumoniaMNIST at 28 pixels, official split",
+        "pneumoniamnist",
+        "pneumoniamnist.npz",
+        {"model.image_size": 64, "augment.copies": 4, "augment.horizontal_flip": False, **UPRIGHT, **FINETUNE},
+    ),
+    "blockwise-lc25000": Experiment(
+        "LC25000, five classes, folds by source tile",
+        "lc25000",
+        "lc25000",
+        {**HISTOLOGY, **FOLDS, "@blocks": [2, 3], "finetune.epochs": 8, "finetune.learning_rate": 3e-4},
+        "blockwise",
+    ),
+    "blockwise-brain": Experiment(
+        "Brain tumours, three classes, the author's folds",
+        "brain-tumor-cheng",
+        "brain-tumor-cheng",
+        {**BRAIN, **FOLDS, "@blocks": [1, 2], "finetune.epochs": 8, "finetune.learning_rate": 3e-4},
+        "blockwise",
+    ),
+    "leakage-cvc": Experiment(
+        "CVC-ClinicDB: frames drawn singly against sequences",
+        "cvc-clinicdb",
+        "cvc-clinicdb",
+        {"model.image_size": 96},
+        "leakage",
+    ),
+    "leakage-lc25000": Experiment(
+        "LC25000: tiles drawn singly against source tiles", "lc25000", "lc25000", {"model.image_size": 160}, "leakage"
+    ),
+    "leakage-brain": Experiment(
+        "Brain tumours: slices drawn singly against the author's folds",
+        "brain-tumor-cheng",
+        "brain-tumor-cheng",
+        {"model.image_size": 128, **UPRIGHT, "@protocols": ["random", "official"]},
+        "leakage",
+    ),
+    "variants-xray": Experiment(
+        "Chest X-ray: the networks compared, official test",
+        "chest-xray",
+        "chest_xray",
+        {"model.image_size": 96, "split.protocol": "official", **XRAY},
+        "variants",
     ),
 }
 
@@ -198,7 +276,15 @@ def pipeline_page(name: str) -> list[str]:
 
 def explanation(explained: dict) -> list[str]:
     """What metrics/explain.json says of the heat inside lesions, where there are masks."""
-    return []
+    if "gradcam" not in explained:
+        return []
+    cam = explained["gradcam"]
+    return [
+        "",
+        f"Grad-CAM on {explained['lesions']} test lesions: share of heat inside the lesion "
+        f"{interval(cam['share_inside'])}, of a random map's {interval(cam['random_share_inside'])}, of the same "
+        f"network's with random weights {interval(cam['randomised_share_inside'])}.",
+    ]
 
 
 def metrics_of(name: str, stage: str) -> dict:
@@ -265,6 +351,20 @@ SYSTEMS: list[tuple[str, str, str, str, Callable[[], str]]] = [
      test_figure("kvasir-group", "accuracy")),
     ("the same, a fold that chose nothing", "test accuracy", "0.960", "kvasir-fold2",
      test_figure("kvasir-fold2", "accuracy")),
+    ("polyps, trained on Kvasir-SEG, all of CVC-ClinicDB", "AUC", "0.970", "external-polyps",
+     of_external("external-polyps", "roc_auc")),
+    ("histology, LC25000 (5 classes), by source tile", "balanced accuracy", "0.970", "blockwise-lc25000",
+     of_chosen_depth("blockwise-lc25000", "balanced_accuracy")),
+    ("brain tumours (3 classes), author's folds", "accuracy", "0.948", "blockwise-brain",
+     of_chosen_depth("blockwise-brain", "accuracy")),
+    ("lung CT (4 classes), official test, no duplicates", "test accuracy", "0.80", "chest-ct",
+     test_figure("chest-ct", "accuracy")),
+    ("chest X-ray, official test", "test accuracy", "0.92", "chest-xray", test_figure("chest-xray", "accuracy")),
+    ("chest X-ray, official test", "test F1", "0.938", "chest-xray", test_figure("chest-xray", "f1")),
+    ("PneumoniaMNIST, official split", "test accuracy", "0.90", "pneumoniamnist",
+     test_figure("pneumoniamnist", "accuracy")),
+    ("PneumoniaMNIST, official split", "test AUC", "0.970", "pneumoniamnist",
+     test_figure("pneumoniamnist", "roc_auc")),
 ]  # fmt: skip
 
 
