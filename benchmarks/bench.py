@@ -1,6 +1,7 @@
 """bench: each short cut against the plain way, in the same run: python -m benchmarks.bench.
 
 writes  benchmarks/results.json  machine, versions, seed, rows
+        README.md                the same as a table between its markers, when all parts ran
 
 Every part runs in a process of its own, since threads and memory are a process's. A row that falls short is shown.
 """
@@ -18,13 +19,14 @@ from typing import Annotated
 from typer import Option
 
 from benchmarks.rows import Row
-from lesionlab.files import write_json
+from lesionlab.files import whole_file, write_json
 from lesionlab.params import read_params
 from lesionlab.progress import progress
 from lesionlab.stage import run
 
 PARTS = ("training", "detection", "crops")
 PACKAGES = ("tensorflow", "keras", "numpy", "scipy", "pillow", "scikit-learn", "pandas", "dvc")
+README, BEGIN, END = Path("README.md"), "<!-- bench: make bench -->", "<!-- end of bench -->"
 HEAD = ("what", "plain way", "ours", "ratio", "floor", "asked for")
 
 
@@ -41,6 +43,11 @@ def main(
     versions = {"python": platform.python_version(), **{name: version(name) for name in PACKAGES}}
     content = {"machine": machine(), "versions": versions, "seed": seed, "rows": [asdict(row) for row in rows]}
     write_json(out, content, digits=4)
+    if not part:
+        before, rest = README.read_text().split(BEGIN)
+        lines = [BEGIN, *markdown(rows, content["machine"]), END]
+        with whole_file(README) as temporary:
+            temporary.write_text(before + "\n".join(lines) + rest.split(END)[1])
     print("\n".join(["", *table(rows)]))
 
 
@@ -84,6 +91,17 @@ def table(rows: list[Row]) -> list[str]:
         "plain. floor: the ratio that counted operations allow.",
     ]
     return [*lines, "", *legend, *notes]
+
+
+def markdown(rows: list[Row], processor: dict[str, str | int]) -> list[str]:
+    """The rows as a table in Markdown, what falls short marked."""
+    lines = [f"| {processor['processor']}, {processor['cores']} cores | ratio | counted limit | asked for |"]
+    lines.append("|---|---|---|---|")
+    for row in rows:
+        ratio, floor = ("-" if figure is None else f"{figure:.2f}" for figure in (row.ratio, row.floor))
+        asked = f"at least {row.at_least:g}" if row.at_least is not None else f"at most {row.at_most:g}"
+        lines.append(f"| {row.row} | {ratio} | {floor} | {asked}{'' if reached(row) else ', **falls short**'} |")
+    return lines
 
 
 if __name__ == "__main__":
