@@ -12,7 +12,6 @@ from typing import Annotated, Any
 import typer
 
 from lesionlab.errors import InputError
-from lesionlab.files import write_json
 from lesionlab.params import Overlay, overlaid
 
 CELL_OPTIONS = {  # of a stage that runs as a cell of a study, on top of what `main` takes
@@ -51,6 +50,8 @@ def _as_cell(main: Callable) -> Callable:
         with overlaid(Overlay(study, cell, tuple(settings))):
             main(**given)
         if seconds is not None:
+            from lesionlab.files import write_json  # not above: it brings pandas, and --help must be quick
+
             write_json(seconds, {"seconds": time.perf_counter() - started}, digits=1)
 
     annotations = {name: Annotated[kind, typer.Option(help=text)] for name, (kind, _, text) in CELL_OPTIONS.items()}

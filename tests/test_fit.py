@@ -1,6 +1,7 @@
 """One run of training: the same twice, every crop every epoch, the best epoch kept, a NaN refused."""
 
 import re
+from dataclasses import replace
 from pathlib import Path
 
 import h5py
@@ -425,7 +426,8 @@ def test_stages_in_half_precision_report_what_the_saved_float32_model_gives(tiny
                 lambda _, item, kinds=kinds: kinds.add(str(item.dtype)) if isinstance(item, h5py.Dataset) else None
             )
         assert kinds <= {"float32", "uint32"}
-        probabilities = classifier.predict(images, task.val, 16)
+        unscaled = replace(classifier, description=classifier.description.model_copy(update={"temperature": 1.0}))
+        probabilities = unscaled.predict(images, task.val, 16)
         loss = log_loss(task.labels[task.val], probabilities, labels=[0, 1])
         assert metrics["validation"]["loss"] == pytest.approx(loss, abs=1e-6)
         trained = pd.read_csv(f"plots/{name}.csv")["val_loss"].iloc[metrics["best_epoch"]]

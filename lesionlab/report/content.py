@@ -244,11 +244,12 @@ def draw_learning(path: Path, histories: dict[str, pd.DataFrame]) -> None:
 
 
 def _models(evaluated: dict | None) -> list:
+    other = re.compile("|".join(SECTION_OF_PICTURE.values()))
+    pictures = _pictures(Path("pictures/evaluate"), skip=other)
     if evaluated is None:
-        return [_absent("metrics/evaluate.json", "evaluate")]
+        return [_absent("metrics/evaluate.json", "evaluate"), *pictures]
     source = "metrics/evaluate.json"
     parts = matrices(models_of(evaluated), source, "Metrics with 95 % intervals")
-    other = re.compile("|".join(SECTION_OF_PICTURE.values()))
     own = {*models_of(evaluated), "comparison", "warning"}
     rest = {key: value for key, value in evaluated.items() if key not in own}
     parts += json_tables(rest, source, "How they were measured")
@@ -257,7 +258,7 @@ def _models(evaluated: dict | None) -> list:
         for path in sorted(Path("plots/evaluate").glob("*.csv"))
         if not POINTS.match(path.stem) and not other.search(path.stem) and path.stem != "figures"
     ]
-    return [*parts, *_pictures(Path("pictures/evaluate"), skip=other)]
+    return [*parts, *pictures]
 
 
 def _evaluation_part(name: str, pattern: str) -> list:
@@ -275,7 +276,7 @@ def _evaluation_part(name: str, pattern: str) -> list:
 def _explanation() -> list:
     explained = read_metrics(Path("metrics/explain.json"))
     if explained is None:
-        return [_absent("metrics/explain.json", "explain")]
+        return [_absent("metrics/explain.json", "explain"), *_pictures(Path("pictures/explain"))]
     parts = [
         Text(
             "Share of heat inside the lesion and pointing game (hottest pixel in the lesion), on windows re-cut around "
@@ -295,7 +296,7 @@ def _explanation() -> list:
 def _detection() -> list:
     detected = read_metrics(Path("metrics/detect.json"))
     if detected is None:
-        return [_absent("metrics/detect.json", "detect")]
+        return [_absent("metrics/detect.json", "detect"), *_pictures(Path("pictures/detections"))]
     parts = json_tables(detected, "metrics/detect.json", "Detection")
     parts += [csv_table(path) for path in sorted(Path("plots/detect").glob("*.csv")) if not POINTS.match(path.stem)]
     return [*parts, *_pictures(Path("pictures/detections"))]
