@@ -1,7 +1,7 @@
 """bench: each short cut against the plain way, in the same run: python -m benchmarks.bench.
 
 writes  benchmarks/results.json  machine, versions, seed, rows
-        README.md                the same as a table between its markers, when all parts ran
+        README.md                the same as a table between its markers
 
 Every part runs in a process of its own, since threads and memory are a process's. A row that falls short is shown.
 """
@@ -19,35 +19,39 @@ from typing import Annotated
 from typer import Option
 
 from benchmarks.rows import Row
-from lesionlab.files import whole_file, write_json
+from lesionlab.files import read_json, whole_file, write_json
 from lesionlab.params import read_params
 from lesionlab.progress import progress
 from lesionlab.stage import run
 
 PARTS = ("training", "detection", "crops")
 PACKAGES = ("tensorflow", "keras", "numpy", "scipy", "pillow", "scikit-learn", "pandas", "dvc")
+RESULTS = Path("benchmarks/results.json")
 README, BEGIN, END = Path("README.md"), "<!-- bench: make bench -->", "<!-- end of bench -->"
 HEAD = ("what", "plain way", "ours", "ratio", "floor", "asked for")
 
 
 def main(
     part: Annotated[list[str] | None, Option(help=f"one of {', '.join(PARTS)}; may be repeated")] = None,
-    out: Annotated[Path, Option(help="JSON file to write")] = Path("benchmarks/results.json"),
+    out: Annotated[Path, Option(help="JSON file to write; rows of other parts stay in it")] = RESULTS,
 ) -> None:
     """Measure all rows, write them and print their table."""
     seed = read_params().seed
-    rows: list[Row] = []
+    versions = {"python": platform.python_version(), **{name: version(name) for name in PACKAGES}}
+    same = {"machine": machine(), "versions": versions, "seed": seed}
+    before = read_json(out) if out.exists() else {}
+    found = {row["row"]: Row(**row) for row in before.pop("rows", ())} if before | same == before else {}
     for name in progress(part or PARTS, desc="bench", unit="part"):
         with ProcessPoolExecutor(1, mp_context=get_context("spawn")) as pool:
-            rows += pool.submit(rows_of, name, seed).result()
-    versions = {"python": platform.python_version(), **{name: version(name) for name in PACKAGES}}
-    content = {"machine": machine(), "versions": versions, "seed": seed, "rows": [asdict(row) for row in rows]}
-    write_json(out, content, digits=4)
-    if not part:
-        before, rest = README.read_text().split(BEGIN)
-        lines = [BEGIN, *markdown(rows, content["machine"]), END]
+            found |= {row.row: row for row in pool.submit(rows_of, name, seed).result()}
+        # After each part: what was measured is not lost with what follows.
+        write_json(out, same | {"rows": [asdict(row) for row in found.values()]}, digits=4)
+    rows = list(found.values())
+    if out == RESULTS:
+        head, rest = README.read_text().split(BEGIN)
+        lines = [BEGIN, *markdown(rows, same["machine"]), END]
         with whole_file(README) as temporary:
-            temporary.write_text(before + "\n".join(lines) + rest.split(END)[1])
+            temporary.write_text(head + "\n".join(lines) + rest.split(END)[1])
     print("\n".join(["", *table(rows)]))
 
 

@@ -12,11 +12,11 @@ from PIL import Image, ImageDraw
 from scipy import ndimage
 
 from benchmarks.rows import Row
-from lesionlab.data.cards import Card
+from lesionlab.data.cards import Card, resolve_split
 from lesionlab.data.crops import MARGIN_LEVEL, crop_all, crop_frames
 from lesionlab.data.readers import Frame, read_frames
-from lesionlab.data.splits import assign_folds, describe_split
-from lesionlab.files import write_table
+from lesionlab.data.splits import assign_folds, crop_digests, describe_split
+from lesionlab.files import read_images, write_table
 from lesionlab.params import CropParams, Params, read_params
 from lesionlab.progress import progress
 from lesionlab.seeds import generator
@@ -150,8 +150,10 @@ def _milliseconds_a_crop(folder: Path, params: Params, seed: int, number: int) -
     (folder / "raw").rename(work / "raw")
     started = time.perf_counter()
     index, _ = crop_all(work / "raw", work / "crops", CARD, params.crop, SMALL_SIZE, seed)
-    table = assign_folds(index, params.split, seed)
-    describe_split(index, table, params.split, grouped=True, seed=seed)
+    index = index.assign(digest=crop_digests(read_images(work / "crops")))
+    split = resolve_split(params.split, CARD)
+    table = assign_folds(index, split, seed)
+    describe_split(index, table, split, grouped=True, seed=seed)
     write_table(work / "split.csv", table)
     repo.add([str(work / name) for name in ("raw", "crops", "split.csv")], no_commit=True)
     seconds = time.perf_counter() - started
