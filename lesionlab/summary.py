@@ -24,7 +24,8 @@ def table(evaluated: dict, detected: dict) -> list[str]:
             f"detection on {detected['frames']} test frames: recall {interval(operating['recall'])}, "
             f"false positives a frame {interval(operating['false_positives_per_frame'])}"
         )
-    lines.append("pictures: pictures/crops.png, pictures/evaluate/, pictures/detections/")
+    lines.append("pictures: pictures/crops.png, pictures/evaluate/, pictures/detections/, pictures/explain/")
+    lines.append("all on one page: make report")
     return lines
 
 
