@@ -207,9 +207,9 @@ def run_one(name: str, data: Path, weights: Path) -> None:
     write_json(SECONDS, seconds | {name: round(time.perf_counter() - started)})
 
 
-def read(name: str, path: str) -> str:
-    """A file that an experiment wrote, as text."""
-    return dvc.api.read((EXPERIMENTS[name].folder / path).as_posix(), rev=name)
+def read(name: str, path: str, mode: str = "r") -> str | bytes:
+    """A file that an experiment wrote, as text, or as bytes in mode rb."""
+    return dvc.api.read((EXPERIMENTS[name].folder / path).as_posix(), rev=name, mode=mode)
 
 
 def is_there(name: str) -> bool:
@@ -236,9 +236,17 @@ def page(names: list[str]) -> list[str]:
         took = f" ({seconds[name] / 60:.0f} min on two cores)" if name in seconds else ""
         lines += [f"## {name}: {experiment.title}", ""]
         lines += [f"`{folder}{shlex.join(experiment.command(name, 'DATA', 'WEIGHTS'))}`{took}", ""]
-        lines += read(name, "table.md").splitlines()[2:] if experiment.study else pipeline_page(name)
+        lines += study_page(name) if experiment.study else pipeline_page(name)
         lines += [""]
     return lines
+
+
+def study_page(name: str) -> list[str]:
+    """The table of a study, and its picture beside the page."""
+    picture = PAGE.parent / f"{name}.png"
+    with whole_file(picture) as temporary:
+        temporary.write_bytes(read(name, "figure.png", mode="rb"))
+    return [*read(name, "table.md").splitlines()[2:], "", f"![{EXPERIMENTS[name].title}]({picture.name})"]
 
 
 def pipeline_page(name: str) -> list[str]:
