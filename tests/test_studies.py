@@ -243,6 +243,21 @@ def test_the_leak_is_random_less_group(paths, params, folds):
     assert "Chance is a balanced accuracy of 0.500." in text
 
 
+@pytest.mark.parametrize("apart", ["group", "official"])
+def test_the_leak_is_what_frames_drawn_singly_add_to_groups_or_published_folds(apart):
+    rows = [
+        (0, "random", "true", 0.9),
+        (0, "random", "shuffled", 0.7),
+        (0, apart, "true", 0.8),
+        (0, apart, "shuffled", 0.5),
+    ]
+    table = pd.DataFrame(rows, columns=["blocks", "protocol", "labels", "accuracy"])
+    for name in leakage.SHOWN:
+        table[name] = table["accuracy"]
+    assert leakage.leak(table)["accuracy"].tolist() == pytest.approx([0.1])
+    assert leakage.leak(table[table["protocol"] == "random"]).empty
+
+
 def test_variants_are_rows_with_size_seconds_and_intervals(paths, params):
     for name, spread, loss in (("dense", 0.6, 0.7), ("backbone", 0.1, 0.2)):
         place(paths, name, noisy(1, spread), validation={"loss": loss, "accuracy": 0.8})
