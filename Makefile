@@ -28,7 +28,7 @@ report: env ## one page of what the last run wrote: report/report.html, report/r
 	python -m lesionlab.report
 
 test: env lint ## all tests
-	python -m pytest
+	python -m pytest -n 2
 
 lint: env ## style
 	ruff check .
