@@ -138,7 +138,7 @@ EXPERIMENTS = {
         "LC25000, five classes, folds by source tile",
         "lc25000",
         "lc25000",
-        {**HISTOLOGY, **FOLDS, "@blocks": [2, 3], "finetune.epochs": 8, "finetune.learning_rate": 3e-4},
+        {**HISTOLOGY, **FOLDS, "@blocks": [2], "finetune.epochs": 8, "finetune.learning_rate": 3e-4},
         "blockwise",
     ),
     "blockwise-brain": Experiment(
