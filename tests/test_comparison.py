@@ -10,13 +10,13 @@ from hypothesis import strategies as st
 from sklearn.metrics import roc_auc_score
 
 from lesionlab.evaluation.comparison import compare, delong, mcnemar
-from lesionlab.evaluation.metrics import Figures, Scores, bootstrap, classification_metrics
+from lesionlab.evaluation.metrics import Figures, Scores, classification_metrics, resample
 
 seeds = st.integers(0, 2**32 - 1)
 
 
 def figures_of(scores: Scores, resamples: int = 300, seed: int = 1) -> Figures:
-    return bootstrap(lambda weights: classification_metrics(scores, weights), scores.groups, resamples, seed)
+    return resample(lambda weights: classification_metrics(scores, weights), scores.groups, resamples, seed)
 
 
 def two_class(labels: np.ndarray, positive: np.ndarray, groups: np.ndarray) -> Scores:

@@ -173,7 +173,7 @@ def test_the_seed_decides_the_interval_and_not_the_value():
 def test_chunks_change_no_number(monkeypatch):
     scores = random_scores(4, 40, 20)
     whole = with_intervals(scores, 450, 1)
-    monkeypatch.setattr("lesionlab.evaluation.metrics.CHUNK", 450)
+    monkeypatch.setattr("lesionlab.bootstrap.CHUNK", 450)
     np.testing.assert_allclose(with_intervals(scores, 450, 1)[["low", "high"]], whole[["low", "high"]], atol=0.02)
 
 

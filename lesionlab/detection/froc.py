@@ -3,21 +3,18 @@
 Intervals are 95 % percentile bootstraps over groups: a group is drawn with all its frames, lesions and boxes.
 """
 
-import warnings
 from collections.abc import Callable
 from dataclasses import dataclass
 
 import numpy as np
 import pandas as pd
 
+from lesionlab.bootstrap import bootstrap, interval
 from lesionlab.detection.boxes import IGNORED, NO_LESION
-from lesionlab.seeds import generator
 
 RATES = (0.125, 0.25, 0.5, 1.0, 2.0, 4.0, 8.0)
-INTERVAL = (2.5, 97.5)
 SIZES = ("small", "medium", "large")
 LEAST_OVERLAP = 0.5  # intersection over union of a box that finds a lesion, in PASCAL VOC
-DRAWS_AT_ONCE = 200
 
 
 def froc_curve(detections: pd.DataFrame, frames: pd.DataFrame) -> pd.DataFrame:
@@ -244,34 +241,19 @@ def _with_interval(
     figures: Callable[[np.ndarray], np.ndarray], ranking: Ranking, resamples: int, seed: int
 ) -> np.ndarray:
     """Value, low and high of `figures`, a function of draws (n, groups) to (n, figures): (3, figures)."""
-    draws = _draws(len(ranking.lesions), resamples, seed)
-    with np.errstate(invalid="ignore", divide="ignore"):
-        value = figures(np.ones((1, len(ranking.lesions))))
-        # A part at a time: all resamples of a long curve are gigabytes.
-        parts = [figures(draws[start : start + DRAWS_AT_ONCE]) for start in range(0, resamples, DRAWS_AT_ONCE)]
-    return np.concatenate([value, _percentiles(np.concatenate(parts))])
+    value, distribution = bootstrap(figures, len(ranking.lesions), resamples, seed, "detect")
+    return np.stack([value, *interval(distribution)])
 
 
 def _ratios(parts: dict[str, tuple[np.ndarray, np.ndarray]], resamples: int, seed: int) -> dict[str, dict[str, float]]:
     """Sums of numerators over sums of denominators, (groups,) each, as value, low, high; left out where undefined."""
     above, below = (np.stack([pair[k] for pair in parts.values()], axis=1) for k in (0, 1))
-    draws = _draws(len(above), resamples, seed)
-    with np.errstate(invalid="ignore", divide="ignore"):
-        value = above.sum(axis=0) / below.sum(axis=0)
-        low, high = _percentiles((draws @ above) / (draws @ below))
+    value, distribution = bootstrap(
+        lambda draws: (draws @ above) / (draws @ below), len(above), resamples, seed, "detect"
+    )
+    low, high = interval(distribution)
     return {
         name: {"value": value[k], "low": low[k], "high": high[k]}
         for k, name in enumerate(parts)
         if np.isfinite([value[k], low[k], high[k]]).all()
     }
-
-
-def _draws(groups: int, resamples: int, seed: int) -> np.ndarray:
-    """How often each group is drawn: (resamples, groups)."""
-    return generator(seed, "detect", "bootstrap").multinomial(groups, np.full(groups, 1 / groups), resamples)
-
-
-def _percentiles(figures: np.ndarray) -> np.ndarray:
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore", RuntimeWarning)  # a figure that is defined in no resample is left out
-        return np.nanpercentile(figures, INTERVAL, axis=0)

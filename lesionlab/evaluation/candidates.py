@@ -10,7 +10,7 @@ import pandas as pd
 from lesionlab.errors import InputError
 from lesionlab.evaluation.calibration import calibration_metrics
 from lesionlab.evaluation.controls import control_probabilities
-from lesionlab.evaluation.metrics import Figures, Scores, bootstrap, classification_metrics
+from lesionlab.evaluation.metrics import Figures, Scores, classification_metrics, resample
 from lesionlab.evaluation.predictions import average_views, predict_crops
 from lesionlab.evaluation.uncertainty import decision_uncertainty, entropy, mutual_information, selective_metrics
 from lesionlab.files import read_images, read_index, read_split
@@ -73,7 +73,7 @@ class Candidate:
 
     def figures(self, resamples: int, seed: int) -> Figures:
         """Every metric with its bootstrap distribution over the groups of the test crops."""
-        return bootstrap(self.metrics, self.test.groups, resamples, seed)
+        return resample(self.metrics, self.test.groups, resamples, seed)
 
 
 def read_crops(crops: Path, split: Path) -> Crops:

@@ -7,10 +7,7 @@ from functools import partial
 import numpy as np
 import pandas as pd
 
-from lesionlab.seeds import generator
-
-INTERVAL = (2.5, 97.5)  # percentiles of the bootstrap distribution
-CHUNK = 200  # resamples computed at once: bounds memory at CHUNK x crops
+from lesionlab.bootstrap import bootstrap, interval
 
 
 @dataclass(frozen=True)
@@ -56,33 +53,28 @@ class Figures:
 
     def table(self) -> pd.DataFrame:
         """A row a metric: metric, value, low, high (95 %, percentile bootstrap); of one group no interval is known."""
-        low, high = np.full((2, len(self.values)), np.nan)
-        known = self.distribution.notna().any(axis=0).to_numpy()
-        if self.groups > 1 and known.any():
-            low[known], high[known] = np.nanpercentile(self.distribution.to_numpy()[:, known], INTERVAL, axis=0)
+        low, high = interval(self.distribution.to_numpy())
+        if self.groups == 1:
+            low, high = np.full((2, len(self.values)), np.nan)
         columns = {"metric": self.values.index, "value": self.values.to_numpy(), "low": low, "high": high}
         return pd.DataFrame(columns)
 
 
-def bootstrap(
+def resample(
     metrics: Callable[[np.ndarray], dict[str, np.ndarray]], groups: np.ndarray, resamples: int, seed: int
 ) -> Figures:
     """Metrics of all crops and of `resamples` draws of groups with replacement.
 
     metrics: a function of weights (draws, n) that gives a (draws,) array a metric. groups: (n,) names.
-    Groups, not crops, are drawn: crops of one patient or sequence are not independent.
-    Source: Efron & Tibshirani, An Introduction to the Bootstrap, 1993, chapter 13; Field & Welsh 2007 for clusters.
     """
-    group, names = pd.factorize(groups)
-    rng = generator(seed, "evaluate", "bootstrap")
-    parts = []
-    for start in range(0, resamples, CHUNK):
-        drawn = rng.multinomial(len(names), np.full(len(names), 1 / len(names)), min(CHUNK, resamples - start))
-        parts.append(pd.DataFrame(metrics(drawn[:, group].astype("float64"))))
-    values = metrics(np.ones((1, len(groups))))
-    return Figures(
-        pd.Series({name: value[0] for name, value in values.items()}), pd.concat(parts, ignore_index=True), len(names)
-    )
+    group, distinct = pd.factorize(groups)
+    names = list(metrics(np.ones((1, len(groups)))))
+
+    def figures(draws: np.ndarray) -> np.ndarray:
+        return np.column_stack(list(metrics(draws[:, group]).values()))
+
+    values, distribution = bootstrap(figures, len(distinct), resamples, seed, "evaluate")
+    return Figures(pd.Series(values, names), pd.DataFrame(distribution, columns=names), len(distinct))
 
 
 def classification_metrics(scores: Scores, weights: np.ndarray) -> dict[str, np.ndarray]:
@@ -120,7 +112,7 @@ def classification_metrics(scores: Scores, weights: np.ndarray) -> dict[str, np.
 
 def with_intervals(scores: Scores, resamples: int, seed: int) -> pd.DataFrame:
     """Classification metrics as a row each: metric, value, low, high (95 % interval, bootstrap over groups)."""
-    return bootstrap(partial(classification_metrics, scores), scores.groups, resamples, seed).table()
+    return resample(partial(classification_metrics, scores), scores.groups, resamples, seed).table()
 
 
 def _areas(positive: np.ndarray, score: np.ndarray, weights: np.ndarray) -> tuple[np.ndarray, np.ndarray]:

@@ -15,7 +15,7 @@ from lesionlab.evaluation.calibration import reliability
 from lesionlab.evaluation.candidates import Candidate, Crops
 from lesionlab.evaluation.comparison import COMPARED, compare
 from lesionlab.evaluation.controls import CONTROLS, warn_of_controls
-from lesionlab.evaluation.metrics import Figures, bootstrap
+from lesionlab.evaluation.metrics import Figures, resample
 from lesionlab.evaluation.subgroups import subgroup_levels, subgroup_table
 from lesionlab.evaluation.uncertainty import (
     decision_uncertainty,
@@ -197,7 +197,7 @@ def uncertainty_table(networks: dict[str, Candidate], params: EvaluateParams, se
         referred = measures["decision"] > referral_threshold(candidate.validation, params.refer_rate)
         functions.append(("decision", referral_metrics(wrong, referred)))
         for measure, function in functions:
-            table = bootstrap(function, groups, params.resamples, seed).table()
+            table = resample(function, groups, params.resamples, seed).table()
             parts.append(table.assign(model=name, measure=measure))
     return pd.concat(parts)[["model", "measure", "metric", "value", "low", "high"]]
 

@@ -8,7 +8,7 @@ import pandas as pd
 from pandas.api.types import is_numeric_dtype
 
 from lesionlab.errors import InputError
-from lesionlab.evaluation.metrics import Scores, bootstrap, classification_metrics
+from lesionlab.evaluation.metrics import Scores, classification_metrics, resample
 
 LESION_SIZE = "lesion_size"
 METRICS = ("accuracy", "recall", "specificity", "roc_auc")
@@ -64,7 +64,7 @@ def subgroup_table(
 
 def _metrics(scores: Scores, resamples: int, seed: int) -> pd.DataFrame:
     groups = len(np.unique(scores.groups))
-    figures = bootstrap(partial(classification_metrics, scores), scores.groups, resamples if groups > 1 else 1, seed)
+    figures = resample(partial(classification_metrics, scores), scores.groups, resamples if groups > 1 else 1, seed)
     table = figures.table()
     return table[table["metric"].isin(METRICS)]
 

@@ -4,9 +4,7 @@ import numpy as np
 import pandas as pd
 from scipy.stats import rankdata
 
-from lesionlab.seeds import generator
-
-INTERVAL = (2.5, 97.5)  # percentiles of the bootstrap distribution
+from lesionlab.bootstrap import bootstrap, interval
 
 
 def share_inside(heat: np.ndarray, lesion: np.ndarray) -> np.ndarray:
@@ -56,13 +54,17 @@ def group_bootstrap(
     """
     sums = values.astype("float64").groupby(groups.to_numpy()).sum()
     sizes = groups.groupby(groups.to_numpy()).size().reindex(sums.index).to_numpy()
-    drawn = generator(seed, "explain", "bootstrap").multinomial(len(sums), np.full(len(sums), 1 / len(sums)), resamples)
-    weights = np.concatenate([np.ones((1, len(sums))), drawn])
-    means = pd.DataFrame(weights @ sums.to_numpy() / (weights @ sizes)[:, None], columns=values.columns)
-    for name, (numerator, denominator) in ratios.items():
-        if means[denominator][0] > 0:
+
+    def figures(draws: np.ndarray) -> np.ndarray:
+        means = pd.DataFrame(draws @ sums.to_numpy() / (draws @ sizes)[:, None], columns=values.columns)
+        for name, (numerator, denominator) in ratios.items():
             means[name] = means[numerator] / means[denominator].replace(0, np.nan)
-    low, high = np.nanpercentile(means.iloc[1:], INTERVAL, axis=0)
-    if len(sums) == 1:
-        low, high = np.full((2, len(means.columns)), None)
-    return {name: {"value": means[name][0], "low": low[k], "high": high[k]} for k, name in enumerate(means.columns)}
+        return means.to_numpy()
+
+    value, distribution = bootstrap(figures, len(sums), resamples, seed, "explain")
+    low, high = interval(distribution) if len(sums) > 1 else np.full((2, len(value)), None)
+    return {
+        name: {"value": value[k], "low": low[k], "high": high[k]}
+        for k, name in enumerate([*values.columns, *ratios])
+        if np.isfinite(value[k])
+    }

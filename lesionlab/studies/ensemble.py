@@ -11,7 +11,7 @@ import numpy as np
 import pandas as pd
 from pydantic import Field
 
-from lesionlab.evaluation.metrics import Scores, bootstrap, classification_metrics
+from lesionlab.evaluation.metrics import Scores, classification_metrics, resample
 from lesionlab.evaluation.uncertainty import entropy, mutual_information, risk_coverage, selective_metrics
 from lesionlab.params import Count, Params, Section
 from lesionlab.studies.predictions import Predictions, mean_of, read_predictions
@@ -33,9 +33,9 @@ def summarise(study: Study, params: Params, paths: Paths) -> Summary:
     members = [read_predictions(paths.predictions / f"finetune_{seed}.csv") for seed in study.seeds]
     joint = mean_of(members)
     how = {"groups": joint.test.groups, "resamples": params.evaluate.resamples, "seed": params.seed}
-    alone = [bootstrap(_figures(member.test), **how) for member in members]
-    mean = bootstrap(_mean_of_figures([_figures(member.test) for member in members]), **how)
-    together = bootstrap(_figures(joint.test), **how)
+    alone = [resample(_figures(member.test), **how) for member in members]
+    mean = resample(_mean_of_figures([_figures(member.test) for member in members]), **how)
+    together = resample(_figures(joint.test), **how)
     named = {f"member, seed {seed}": figures for seed, figures in zip(study.seeds, alone, strict=True)}
     named |= {"mean member": mean, "ensemble": together, "gain": together.minus(mean)}
     rows = []
