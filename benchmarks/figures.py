@@ -89,12 +89,15 @@ FINETUNE = {"finetune.unfrozen_blocks": 2, "finetune.learning_rate": 3e-4}
 HISTOLOGY = {"model.image_size": 192, "augment.copies": 8, "augment.rotation": 0.5}
 # 60 slices a class validate in place of a whole fold, so that four folds less those train.
 BRAIN = {
-    "model.image_size": 128,
     "split.protocol": "official",
     "split.validation_per_class": 60,
     "training.label_smoothing": 0.05,
     "augment.vertical_flip": False,
     "augment.rotation": 0.05,
+    "augment.copies": 4,
+    "finetune.epochs": 6,
+    "finetune.patience": 6,
+    "finetune.learning_rate": 3e-4,
 }
 XRAY = {"augment.horizontal_flip": False, **UPRIGHT, "split.validation_per_class": 150}
 FOLDS = {"split.folds": 5, "@folds": [0, 1, 2, 3, 4]}
@@ -163,18 +166,10 @@ EXPERIMENTS = {
         "blockwise",
     ),
     "blockwise-brain": Experiment(
-        "Brain tumours, three classes, the author's folds",
+        "Brain tumours, three classes, the author's folds: every depth, small slices",
         "brain-tumor-cheng",
         "brain-tumor-cheng",
-        {
-            **BRAIN,
-            **FOLDS,
-            "@blocks": [1, 2, 3, 4, 5],
-            "augment.copies": 4,
-            "finetune.epochs": 10,
-            "finetune.patience": 10,
-            "finetune.learning_rate": 3e-4,
-        },
+        {"model.image_size": 96, **BRAIN, **FOLDS, "@blocks": [1, 2, 3, 4, 5]},
         "blockwise",
     ),
     "leakage-cvc": Experiment(
