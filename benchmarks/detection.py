@@ -14,7 +14,8 @@ import numpy as np
 from typer import Option
 
 from benchmarks.rows import Row
-from lesionlab.params import read_params
+from lesionlab.files import write_json
+from lesionlab.params import Params, read_params
 from lesionlab.progress import progress
 from lesionlab.seeds import generator
 from lesionlab.stage import run
@@ -22,6 +23,9 @@ from lesionlab.training.backend import start_keras
 
 if TYPE_CHECKING:
     import keras
+
+    from lesionlab.data.readers import Frame
+    from lesionlab.models.saved import Classifier
 
 ROUNDS, THREADS = 3, 2
 FRAME, WINDOW, BATCH = 320, 64, 32  # pixels a side, and windows that are classified at once
@@ -100,35 +104,45 @@ def main(
     crops: Annotated[Path, Option(help="folder of the crop stage")] = Path("data/crops"),
     split: Annotated[Path, Option(help="CSV of the split stage")] = Path("data/split.csv"),
     proof: Annotated[Path, Option(help="JSON of the split stage")] = Path("metrics/split.json"),
+    out: Annotated[Path | None, Option(help="JSON file to write the figures to, with intervals")] = None,
 ) -> None:
     """Print recall and precision of both ways, each at the threshold that its own validation scores gave."""
     params = read_params()
     start_keras(params.training.threads)  # before anything that imports Keras
     from lesionlab.data.cards import read_card
-    from lesionlab.detection.froc import froc_curve, operating_metrics, sensitivity_at
-    from lesionlab.detection.run import Detector, Paths, detect_frames, frames_of_subsets, operating_threshold
+    from lesionlab.detection.run import Paths, frames_of_subsets
     from lesionlab.models.saved import load_classifier
 
     nowhere = Path()
     paths = Paths(model, raw, crops, split, proof, nowhere, nowhere, nowhere, nowhere)
     frames = frames_of_subsets(paths, read_card(params.dataset), params)
     classifier, rate = load_classifier(model), params.detect.false_positives
+    ways = {mode: describe_way(mode, classifier, frames, params) for mode in ("windows", "dense")}
     print(f"{'':<10}{'threshold':>10}{'recall':>10}{'precision':>11}{'FP a frame':>12}{'recall at ' + f'{rate:g}':>14}")
-    for mode in ("windows", "dense"):
-        settings = params.detect.model_copy(update={"mode": mode})
-        detector = Detector(classifier, settings, params.training.batch_size)
-        found = {name: detect_frames(members, detector, params, f"{mode}, {name}") for name, members in frames.items()}
-        threshold = operating_threshold(found["val"].boxes, found["val"].frames, rate)
-        test = found["test"]
-        figures = operating_metrics(
-            test.boxes, test.frames, threshold, resamples=params.evaluate.resamples, seed=params.seed
+    for mode, found in ways.items():
+        columns = ("recall", "precision", "false_positives_per_frame")
+        recall, precision, false = (found.get(name, {}).get("value", float("nan")) for name in columns)
+        print(
+            f"{mode:<10}{found['threshold']:>10.4f}{recall:>10.3f}{precision:>11.3f}{false:>12.3f}"
+            f"{found['recall_at_rate']:>14.3f}"
         )
-        recall, precision, false = (
-            figures[name]["value"] if name in figures else float("nan")
-            for name in ("recall", "precision", "false_positives_per_frame")
-        )
-        at_rate = sensitivity_at(froc_curve(test.boxes, test.frames), (rate,))["sensitivity"].iloc[0]
-        print(f"{mode:<10}{threshold:>10.4f}{recall:>10.3f}{precision:>11.3f}{false:>12.3f}{at_rate:>14.3f}")
+    if out is not None:
+        write_json(out, {"frames": len(frames["test"]), "seed": params.seed, "ways": ways})
+
+
+def describe_way(mode: str, classifier: "Classifier", frames: dict[str, list["Frame"]], params: Params) -> dict:
+    """Recall, precision and false positives a frame on test frames with intervals; its threshold from validation."""
+    from lesionlab.detection.froc import froc_curve, operating_metrics, sensitivity_at
+    from lesionlab.detection.run import Detector, detect_frames, operating_threshold
+
+    rate, settings = params.detect.false_positives, params.detect.model_copy(update={"mode": mode})
+    detector = Detector(classifier, settings, params.training.batch_size)
+    found = {name: detect_frames(members, detector, params, f"{mode}, {name}") for name, members in frames.items()}
+    threshold = operating_threshold(found["val"].boxes, found["val"].frames, rate)
+    test, how = found["test"], {"resamples": params.evaluate.resamples, "seed": params.seed}
+    at_rate = sensitivity_at(froc_curve(test.boxes, test.frames), (rate,))["sensitivity"].iloc[0]
+    figures = operating_metrics(test.boxes, test.frames, threshold, **how)
+    return {"threshold": threshold, "recall_at_rate": float(at_rate), **figures}
 
 
 if __name__ == "__main__":

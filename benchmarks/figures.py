@@ -3,6 +3,7 @@
     python -m benchmarks.figures --data FOLDER --weights FILE    runs the experiments that are not there yet
     python -m benchmarks.figures --data ... --only cvc-random    only this one (may be given several times)
     python -m benchmarks.figures --cold cvc-random               times its finetune stage, nothing computed before
+    python -m benchmarks.figures --dense kvasir-group            compares its dense maps with windows cut out one by one
     python -m benchmarks.figures                                 only writes the pages of those that are
 
 Each experiment is one `dvc exp run --temp`, of the pipeline or of a study; the pages say its command, protocol, seed,
@@ -17,8 +18,9 @@ import shlex
 import subprocess
 import tempfile
 import time
-from collections.abc import Callable
-from dataclasses import dataclass, field
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated
 
@@ -27,176 +29,16 @@ import pandas as pd
 from dvc.scm import RevError
 from typer import Option
 
+from benchmarks.experiments import EXPERIMENTS
 from lesionlab.errors import InputError
 from lesionlab.files import read_json, whole_file, write_json
 from lesionlab.progress import progress
 from lesionlab.stage import run
 
-README, PAGE, SECONDS = Path("README.md"), Path("docs/figures.md"), Path("benchmarks/seconds.json")
+README, PAGE = Path("README.md"), Path("docs/figures.md")
+SECONDS, DENSE = Path("benchmarks/seconds.json"), Path("benchmarks/dense.json")
 BEGIN, END = "<!-- figures: python -m benchmarks.figures -->", "<!-- end of figures -->"
 MODELS = ("baseline", "transfer", "finetune")
-# Near-duplicate frames of the next sequence are in the training subset, as in the published protocol: what helps is to
-# fit them closely. Chosen on the validation accuracy of this split.
-CVC = {
-    "model.image_size": 96,
-    "training.label_smoothing": 0.05,
-    "finetune.unfrozen_blocks": 2,
-    "finetune.learning_rate": 3e-4,
-    "finetune.augment": False,
-    "finetune.epochs": 5,
-    "finetune.patience": 5,
-}
-UPRIGHT = {"augment.vertical_flip": False, "augment.rotation": 0.03}  # films and slices are never upside down
-
-
-@dataclass(frozen=True)
-class Experiment:
-    """One `dvc exp run`. study: None for the pipeline. data: parameter to folder or file below --data."""
-
-    title: str
-    dataset: str
-    data: str
-    settings: dict[str, object] = field(default_factory=dict)
-    study: str | None = None
-    external: tuple[str, str] | None = None
-    note: str = ""
-
-    def command(self, name: str, data: Path | str, weights: Path | str) -> list[str]:
-        """The command line, in the repository's root or the study's folder; paths are relative to the root."""
-        network = {"model.backbone": "mobilenetv2", "model.weights": weights}
-        settings = {"dataset": self.dataset, "download.source": f"{data}/{self.data}", **network, **self.settings}
-        # `@` marks a key of the study itself; ++ sets keys of `set` that its params.yaml leaves to the repository's.
-        words = [
-            (key.lstrip("@") if key.startswith("@") else f"++set.{key}" if self.study else key, value)
-            for key, value in settings.items()
-        ]
-        if self.external:
-            words += [
-                ("external.dataset", self.external[0]),
-                ("external.download.source", f"{data}/{self.external[1]}"),
-            ]
-        changes = [word for key, value in words for word in ("-S", f"{key}={_yaml(value)}")]
-        return ["dvc", "exp", "run", "--temp", "-n", name, *changes]
-
-    @property
-    def folder(self) -> Path:
-        """Where the command runs."""
-        return Path("studies") / self.study if self.study else Path()
-
-
-SMALL = {"model.image_size": 64, "detect.max_frames": 20, "explain.crops": 20}
-FINETUNE = {"finetune.unfrozen_blocks": 2, "finetune.learning_rate": 3e-4}
-HISTOLOGY = {"model.image_size": 192, "augment.copies": 8, "augment.rotation": 0.5}
-# 60 slices a class validate in place of a whole fold, so that four folds less those train.
-BRAIN = {
-    "split.protocol": "official",
-    "split.validation_per_class": 60,
-    "training.label_smoothing": 0.05,
-    "augment.vertical_flip": False,
-    "augment.rotation": 0.05,
-    "augment.copies": 4,
-    "finetune.epochs": 6,
-    "finetune.patience": 6,
-    "finetune.learning_rate": 3e-4,
-}
-XRAY = {"augment.horizontal_flip": False, **UPRIGHT, "split.validation_per_class": 150}
-FOLDS = {"split.folds": 5, "@folds": [0, 1, 2, 3, 4]}
-EXPERIMENTS = {
-    "kvasir-group": Experiment("Kvasir-SEG, near-duplicates kept together", "kvasir-seg", "Kvasir-SEG"),
-    "kvasir-fold2": Experiment(
-        "Kvasir-SEG, a test fold that no setting was chosen with", "kvasir-seg", "Kvasir-SEG", {"split.test_fold": 2}
-    ),
-    "augment-cached": Experiment(
-        "Kvasir-SEG at 64 px, four cached copies of each crop",
-        "kvasir-seg",
-        "Kvasir-SEG",
-        {**SMALL, "augment.copies": 4},
-    ),
-    "augment-online": Experiment(
-        "Kvasir-SEG at 64 px, augmented anew at every epoch", "kvasir-seg", "Kvasir-SEG", {**SMALL, "augment.copies": 0}
-    ),
-    "cvc-random": Experiment(
-        "CVC-ClinicDB, frames drawn singly", "cvc-clinicdb", "cvc-clinicdb", {"split.protocol": "random", **CVC}
-    ),
-    "cvc-group": Experiment(
-        "CVC-ClinicDB, by video sequence", "cvc-clinicdb", "cvc-clinicdb", {"split.protocol": "group", **CVC}
-    ),
-    "external-polyps": Experiment(
-        "Trained on Kvasir-SEG, tested on all of CVC-ClinicDB",
-        "kvasir-seg",
-        "Kvasir-SEG",
-        {"crop.positives_per_lesion": 3, "crop.negatives_per_frame": 5, "augment.copies": 4, **FINETUNE},
-        "external",
-        ("cvc-clinicdb", "cvc-clinicdb"),
-    ),
-    "chest-ct": Experiment(
-        "Lung CT, 4 classes, official test, duplicates left out",
-        "chest-ct",
-        "chest-ct",
-        {
-            "model.image_size": 160,
-            "split.drop_duplicates": True,
-            "augment.copies": 8,
-            **UPRIGHT,
-            **FINETUNE,
-            "finetune.epochs": 12,
-            "finetune.patience": 6,
-        },
-    ),
-    "chest-xray": Experiment(
-        "Chest X-ray, official test, 150 images a class validate",
-        "chest-xray",
-        "chest_xray",
-        {"model.image_size": 128, "augment.copies": 2, **XRAY, **FINETUNE, "finetune.epochs": 5},
-    ),
-    "pneumoniamnist": Experiment(
-        "PneumoniaMNIST at 28 pixels, official split",
-        "pneumoniamnist",
-        "pneumoniamnist.npz",
-        {"model.image_size": 64, "augment.copies": 4, "augment.horizontal_flip": False, **UPRIGHT, **FINETUNE},
-        note="Published AUC and accuracy (Yang et al., MedMNIST v2, Scientific Data 10:41, 2023): ResNet-18 at 28 px "
-        "0.944 and 0.854, ResNet-50 at 224 pixels 0.962 and 0.884, Google AutoML Vision 0.991 and 0.946. Their "
-        "threshold is 0.5; here it is chosen on validation, whose share of pneumonia is larger than the test's.",
-    ),
-    "blockwise-lc25000": Experiment(
-        "LC25000, five classes, folds by source tile",
-        "lc25000",
-        "lc25000",
-        {**HISTOLOGY, **FOLDS, "@blocks": [2], "finetune.epochs": 8, "finetune.learning_rate": 3e-4},
-        "blockwise",
-    ),
-    "blockwise-brain": Experiment(
-        "Brain tumours, three classes, the author's folds: every depth, small slices",
-        "brain-tumor-cheng",
-        "brain-tumor-cheng",
-        {"model.image_size": 96, **BRAIN, **FOLDS, "@blocks": [1, 2, 3, 4, 5]},
-        "blockwise",
-    ),
-    "leakage-cvc": Experiment(
-        "CVC-ClinicDB: frames drawn singly against sequences",
-        "cvc-clinicdb",
-        "cvc-clinicdb",
-        {"model.image_size": 96},
-        "leakage",
-    ),
-    "leakage-lc25000": Experiment(
-        "LC25000: tiles drawn singly against source tiles", "lc25000", "lc25000", {"model.image_size": 160}, "leakage"
-    ),
-    "leakage-brain": Experiment(
-        "Brain tumours: slices drawn singly against the author's folds",
-        "brain-tumor-cheng",
-        "brain-tumor-cheng",
-        {"model.image_size": 128, **UPRIGHT, "@protocols": ["random", "official"]},
-        "leakage",
-    ),
-    "variants-xray": Experiment(
-        "Chest X-ray: the networks compared, official test",
-        "chest-xray",
-        "chest_xray",
-        {"model.image_size": 96, "split.protocol": "official", **XRAY},
-        "variants",
-    ),
-}
 
 
 def main(
@@ -204,9 +46,10 @@ def main(
     weights: Annotated[Path | None, Option(help="ImageNet weights of MobileNetV2 (width 1.0) without its top")] = None,
     only: Annotated[list[str] | None, Option(help="an experiment to run; without it all that are missing")] = None,
     cold: Annotated[str | None, Option(help="an experiment of this clone whose finetune stage to time")] = None,
+    dense: Annotated[str | None, Option(help="one whose dense detection to compare with cut-out windows")] = None,
 ) -> None:
     """Run what is missing, where data and weights are given, and write the pages."""
-    unknown = {*(only or ()), *((cold,) if cold else ())} - EXPERIMENTS.keys()
+    unknown = {*(only or ()), *filter(None, (cold, dense))} - EXPERIMENTS.keys()
     if unknown:
         raise InputError(f"{sorted(unknown)[0]}: no such experiment; there are {', '.join(EXPERIMENTS)}")
     if BEGIN not in README.read_text():
@@ -218,8 +61,11 @@ def main(
             if not is_there(name):
                 run_one(name, data, weights)
     there = [name for name in EXPERIMENTS if is_there(name)]
-    if cold and cold not in there:
-        raise InputError(f"{cold}: not run in this clone; --only {cold} with --data and --weights runs it")
+    for name in filter(None, (cold, dense)):
+        if name not in there:
+            raise InputError(f"{name}: not run in this clone; --only {name} with --data and --weights runs it")
+    if dense:
+        write_json(DENSE, read_or_empty(DENSE) | {dense: dense_against_windows(dense)}, digits=4)
     if cold:
         note_seconds(cold_key(cold), cold_seconds(cold))
     if not there:
@@ -243,8 +89,12 @@ def run_one(name: str, data: Path, weights: Path) -> None:
 
 def note_seconds(key: str, seconds: float) -> None:
     """Keep a time beside the others."""
-    before = read_json(SECONDS) if SECONDS.exists() else {}
-    write_json(SECONDS, before | {key: round(seconds)})
+    write_json(SECONDS, read_or_empty(SECONDS) | {key: round(seconds)})
+
+
+def read_or_empty(path: Path) -> dict:
+    """What a JSON file holds; nothing where it is not yet written."""
+    return read_json(path) if path.exists() else {}
 
 
 def cold_key(name: str) -> str:
@@ -257,23 +107,37 @@ def cold_seconds(name: str, stage: str = "finetune") -> float:
 
     Raises RuntimeError when the stage does not give the metrics that the experiment has.
     """
-
-    def call(*words: str) -> None:
-        subprocess.run(words, check=True, cwd=clone)
-
-    with tempfile.TemporaryDirectory() as clone:
-        root = Path.cwd()
-        call("git", "clone", "--quiet", "--no-checkout", root.as_posix(), ".")
-        call("git", "fetch", "--quiet", "origin", reference(name))
-        call("git", "checkout", "--quiet", "FETCH_HEAD")
-        call("dvc", "config", "--local", "cache.dir", (root / ".dvc/cache").as_posix())
-        call("dvc", "checkout", "--quiet")
+    with clone_of(name) as clone:
         started = time.perf_counter()
-        call("dvc", "repro", "--single-item", "--force", stage)
+        subprocess.run(["dvc", "repro", "--single-item", "--force", stage], check=True, cwd=clone)
         seconds = time.perf_counter() - started
-        if read_json(Path(clone, "metrics", f"{stage}.json")) != metrics_of(name, stage):
+        if read_json(clone / "metrics" / f"{stage}.json") != metrics_of(name, stage):
             raise RuntimeError(f"{stage} of {name} gave other figures than in the experiment")
     return seconds
+
+
+def dense_against_windows(name: str) -> dict:
+    """What benchmarks.detection says of the finetune model of an experiment."""
+    with clone_of(name) as clone:
+        command = ["python", "-m", "benchmarks.detection", "--model", "models/finetune", "--out", "dense.json"]
+        subprocess.run(command, check=True, cwd=clone)
+        return read_json(clone / "dense.json")
+
+
+@contextmanager
+def clone_of(name: str) -> Iterator[Path]:
+    """A clone with all that an experiment of this repository made, without any cache of activations."""
+    with tempfile.TemporaryDirectory() as folder:
+        root = Path.cwd()
+        for command in (
+            f"git clone --quiet --no-checkout {shlex.quote(root.as_posix())} .",
+            f"git fetch --quiet origin {reference(name)}",
+            "git checkout --quiet FETCH_HEAD",
+            f"dvc config --local cache.dir {shlex.quote((root / '.dvc/cache').as_posix())}",
+            "dvc checkout --quiet",
+        ):
+            subprocess.run(shlex.split(command), check=True, cwd=folder)
+        yield Path(folder)
 
 
 def read(name: str, path: str, mode: str = "r") -> str | bytes:
@@ -318,7 +182,7 @@ def page(there: list[str], written: dict[str, str]) -> list[str]:
 
 def section(name: str) -> list[str]:
     """One experiment: command, run time, commit, tables, note."""
-    experiment, seconds = EXPERIMENTS[name], read_json(SECONDS) if SECONDS.exists() else {}
+    experiment, seconds = EXPERIMENTS[name], read_or_empty(SECONDS)
     folder = f"cd {experiment.folder} && " if experiment.study else ""
     took = f"; {seconds[name] / 60:.0f} min on two cores" if name in seconds else ""
     if cold_key(name) in seconds:
@@ -383,7 +247,19 @@ def pipeline_page(name: str) -> list[str]:
             f"{interval(operating['recall'])} at {interval(operating['false_positives_per_frame'])} false positives a "
             "frame.",
         ]
-    return lines + explanation(explained)
+    return lines + dense_table(read_or_empty(DENSE).get(name, {})) + explanation(explained)
+
+
+def dense_table(ways: dict) -> list[str]:
+    """Dense maps beside windows that were cut out, where that was measured."""
+    if not ways:
+        return []
+    lines = ["", "| windows scored | threshold | recall | precision | false positives a frame | recall at 1 |"]
+    lines += ["|---|---|---|---|---|---|"]
+    for way, found in ways["ways"].items():
+        cells = [interval(found[key]) for key in ("recall", "precision", "false_positives_per_frame")]
+        lines.append(f"| {way} | {found['threshold']:.3f} | {' | '.join(cells)} | {found['recall_at_rate']:.3f} |")
+    return [*lines, "", f"Both on the same {ways['frames']} test frames, each at its own validation threshold."]
 
 
 def explanation(explained: dict) -> list[str]:
@@ -524,10 +400,6 @@ def systems(there: list[str], written: list[str]) -> list[str]:
         cell = (target.system, target.figure, target.published, target.wanted, reached, name)
         lines.append(f"| {' | '.join(cell)} |")
     return lines
-
-
-def _yaml(value: object) -> str:
-    return json.dumps(value) if isinstance(value, bool | list) else str(value)
 
 
 if __name__ == "__main__":

@@ -13,11 +13,13 @@ from lesionlab.progress import progress
 
 Method = Literal["gradcam", "hirescam"]
 METHODS: tuple[Method, ...] = get_args(Method)
-RESOLUTIONS = 2  # of an automatic choice, the coarsest: the further from the head, the less a map says of the class
+# Of an automatic choice, the coarsest: the further from the head, the less a map says of the class. At 96 pixels the
+# maps of a MobileNetV2 are 3, 6 and 12 cells a side; a lesion is smaller than a cell of the first two.
+RESOLUTIONS = 3
 
 
 def rectified_layers(model: keras.Model) -> list[str]:
-    """The last rectified activation at each of the two coarsest resolutions, the finest first.
+    """The last rectified activation at each of the three coarsest resolutions, the finest first.
 
     The last of them is what Selvaraju et al. call the last convolutional layer. Layers that narrow a map to one cell
     hold no place and are left out. Raises InputError for a network without such a layer.
