@@ -141,7 +141,22 @@ def read_index(crops: Path) -> pd.DataFrame:
 
 def read_images(crops: Path) -> np.ndarray:
     """The crops, memory-mapped: (n, size, size, 3) uint8 RGB."""
-    path = crops / "images.npy"
+    return _read_array(crops / "images.npy")
+
+
+def read_thumbnails(crops: Path, index: pd.DataFrame) -> np.ndarray:
+    """A small grey picture of each frame, in the order in which the index names them: (frames, side, side) uint8.
+
+    Raises InputError when there are more or fewer than frames.
+    """
+    path = crops / "thumbnails.npy"
+    thumbnails = _read_array(path)
+    if len(thumbnails) != index["frame"].nunique():
+        raise InputError(f"{path}: has other frames than index.csv; run dvc repro --force crop")
+    return thumbnails
+
+
+def _read_array(path: Path) -> np.ndarray:
     try:
         return np.load(path, mmap_mode="r")
     except FileNotFoundError:

@@ -3,6 +3,7 @@
 reads   data/raw, datasets/<dataset>.yaml
 writes  data/crops/images.npy  (n, size, size, 3) uint8 RGB
         data/crops/index.csv   id, label, group, frame, x, y, width, height, official, hash
+        data/crops/thumbnails.npy  (frames, 16, 16) uint8 grey, in the order of index.csv
         metrics/crop.json      counts, and the broken images that were left out
         pictures/crops.png       contact sheet
 params  dataset, seed, crop, model.image_size
@@ -19,7 +20,7 @@ from lesionlab.stage import run
 
 def main(
     raw: Annotated[Path, Option(help="folder that the download stage filled")],
-    crops: Annotated[Path, Option(help="folder to write images.npy and index.csv to")],
+    crops: Annotated[Path, Option(help="folder to write images.npy, index.csv and thumbnails.npy to")],
     metrics: Annotated[Path, Option(help="JSON file to write")],
     sheet: Annotated[Path, Option(help="PNG file to write")],
 ) -> None:

@@ -49,7 +49,8 @@ def present() -> set[str]:
     return {name for name in found if not name.startswith(inputs)}
 
 
-CROP_OUTPUTS = {"data/crops/images.npy", "data/crops/index.csv", "metrics/crop.json", "pictures/crops.png"}
+CROPS = {f"data/crops/{name}" for name in ("images.npy", "index.csv", "thumbnails.npy")}
+CROP_OUTPUTS = CROPS | {"metrics/crop.json", "pictures/crops.png"}
 IMAGE = Path("data/raw/images/s003_f01.png")
 MASK = Path("data/raw/masks/s003_f01.png")
 
@@ -306,7 +307,10 @@ def full(name: str) -> str:
     return f"{name}: no space left; free some (dvc gc --workspace shows how) and run again"
 
 
-@pytest.mark.parametrize(("part", "named"), [("images.npy", "data/crops"), ("index.csv", "data/crops/index.csv")])
+@pytest.mark.parametrize(
+    ("part", "named"),
+    [("images.npy", "data/crops"), ("thumbnails.npy", "data/crops"), ("index.csv", "data/crops/index.csv")],
+)
 def test_a_full_disk_while_crops_are_written(start, fill_disk, part, named):
     fill_disk(part)
     assert start("crop", *CROP) == full(named)
@@ -316,7 +320,7 @@ def test_a_full_disk_while_crops_are_written(start, fill_disk, part, named):
 def test_a_full_disk_while_metrics_of_crops_are_written(start, fill_disk):
     fill_disk("crop.json")
     assert start("crop", *CROP) == full("metrics/crop.json")
-    assert present() == {"data/crops/images.npy", "data/crops/index.csv"}
+    assert present() == CROPS
     assert len(read_images(Path("data/crops"))) == len(read_index(Path("data/crops")))
 
 

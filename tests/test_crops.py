@@ -28,8 +28,9 @@ from lesionlab.data.crops import (
     lesion_boxes,
     lesion_windows,
 )
-from lesionlab.data.readers import BrokenImageError, Frame, read_frames
-from lesionlab.files import read_images, read_index
+from lesionlab.data.readers import BrokenImageError, Frame, read_frames, read_rgb
+from lesionlab.data.thumbnails import thumbnail
+from lesionlab.files import read_images, read_index, read_thumbnails
 from lesionlab.params import CropParams, Params
 
 PARAMS = Params.model_validate(small_params()).crop
@@ -286,7 +287,7 @@ def test_an_image_with_a_label_is_one_crop(tmp_path):
     assert crops.images[0, 2:22].min() > 20
 
 
-def test_the_hash_sees_the_content_and_not_the_margins(tmp_path):
+def test_hash_and_thumbnail_see_the_content_and_not_the_margins(tmp_path):
     picture = np.asarray(Image.fromarray(noise((6, 8, 3))).resize((80, 60)))
     framed = np.zeros((100, 120, 3), "uint8")
     framed[20:80, 10:90] = picture
@@ -296,6 +297,8 @@ def test_the_hash_sees_the_content_and_not_the_margins(tmp_path):
     other = crop_frame(frame_of(tmp_path, "c", picture[::-1].copy(), empty((60, 80), "uint8")), BOTH, PARAMS, 32, 42)
     assert bare.rows[0]["hash"] == edged.rows[0]["hash"] != other.rows[0]["hash"]
     assert len(bare.rows[0]["hash"]) == 16
+    assert np.array_equal(bare.thumbnail, edged.thumbnail)
+    assert not np.array_equal(bare.thumbnail, other.thumbnail)
 
 
 def test_the_draw_depends_on_seed_and_name_only(drawn_phantom, tiny_card):
@@ -392,11 +395,29 @@ def test_images_and_index_belong_together(tmp_path, drawn_phantom, tiny_card):
     }
 
 
+def test_thumbnails_are_those_of_the_frames_that_gave_a_crop(tmp_path, drawn_phantom, tiny_card):
+    params = changed(negatives_per_frame=0)  # frames without a lesion give none
+    card = tiny_card.model_copy(update={"classes": ["polyp"]})
+    index, _ = crop_all(drawn_phantom, tmp_path / "crops", card, params, 32, 42)
+    shown = read_thumbnails(tmp_path / "crops", index)
+    assert shown.dtype == np.uint8
+    assert len(shown) < 24
+    for name, small in zip(index["frame"].unique(), shown, strict=True):
+        grey = Image.fromarray(cut_content(drawn_phantom / name)).convert("L")
+        assert np.array_equal(small, thumbnail(grey))
+
+
+def cut_content(path: Path) -> np.ndarray:
+    pixels = read_rgb(path)
+    x, y, width, height = content_box(pixels)
+    return pixels[y : y + height, x : x + width]
+
+
 def test_cutting_twice_gives_the_same_bytes(tmp_path, drawn_phantom, tiny_card):
     for name in ("a", "b"):
         index, _ = crop_all(drawn_phantom, tmp_path / name, tiny_card, PARAMS, 32, 42)
         draw_sheet(tmp_path / f"{name}.png", tmp_path / name, index, BOTH, 42)
-    for file in ("images.npy", "index.csv"):
+    for file in ("images.npy", "index.csv", "thumbnails.npy"):
         assert (tmp_path / "a" / file).read_bytes() == (tmp_path / "b" / file).read_bytes()
     assert (tmp_path / "a.png").read_bytes() == (tmp_path / "b.png").read_bytes()
     with Image.open(tmp_path / "a.png") as sheet:

@@ -18,6 +18,7 @@ from scipy import ndimage
 
 from lesionlab.data.cards import Card, card_path
 from lesionlab.data.readers import BrokenImageError, Frame, brightest, darkest, read_frames, read_mask, read_rgb
+from lesionlab.data.thumbnails import SIDE, thumbnail
 from lesionlab.errors import InputError
 from lesionlab.files import INDEX_COLUMNS, read_images, whole_folder, write_table
 from lesionlab.params import CropParams
@@ -40,10 +41,11 @@ IN_FLIGHT = 3  # parts for each process
 
 @dataclass(frozen=True)
 class FrameCrops:
-    """The crops of one frame: images (n, size, size, 3) uint8 and one row of the index each."""
+    """The crops of one frame: images (n, size, size, 3) uint8, one row of the index each, and the frame's thumbnail."""
 
     images: np.ndarray
     rows: list[dict]
+    thumbnail: np.ndarray
 
 
 def content_box(image: np.ndarray) -> Box:
@@ -227,7 +229,8 @@ def crop_frame(frame: Frame, classes: list[str], params: CropParams, size: int, 
         labels = [classes[-1]] * len(around) + [classes[0]] * len(beside)
         images = [cut(image, window, size) for window in windows]
     x, y, width, height = content
-    fingerprint = str(imagehash.phash(image.crop((x, y, x + width, y + height))))
+    grey = image.crop((x, y, x + width, y + height)).convert("L")
+    fingerprint = str(imagehash.phash(grey))
     rows = [
         {
             "label": label, "group": frame.group or frame.name, "frame": frame.name,
@@ -237,7 +240,7 @@ def crop_frame(frame: Frame, classes: list[str], params: CropParams, size: int, 
         for window, label in zip(windows, labels, strict=True)
     ]  # fmt: skip
     stacked = np.stack(images) if images else np.zeros((0, size, size, 3), "uint8")
-    return FrameCrops(stacked, rows)
+    return FrameCrops(stacked, rows, thumbnail(grey))
 
 
 def crop_frames(
@@ -283,7 +286,7 @@ def _attempt(
 def crop_all(
     raw: Path, folder: Path, card: Card, params: CropParams, size: int, seed: int
 ) -> tuple[pd.DataFrame, list[str]]:
-    """Crop every frame below `raw` and write `images.npy` and `index.csv` into `folder`, whole or not at all.
+    """Crop every frame below `raw` and write images.npy, index.csv and thumbnails.npy into `folder`, or nothing.
 
     Returns the index and the names of the frames that were left out because they cannot be read.
     Raises InputError on a broken frame unless `skip_broken`, and when a class gives no crop.
@@ -292,19 +295,24 @@ def crop_all(
     skipped = []
     with whole_folder(folder) as temporary:
         rows: list[dict] = []
+        thumbnails: list[np.ndarray] = []  # of frames that gave a crop, which alone the index names
         with (temporary / "images.npy").open("wb") as stream:
-            _write_header(stream, 0, size)
+            _write_header(stream, (0, size, size, 3))
             results = crop_frames(frames, card.classes, params, size, seed)
             for frame, result in progress(results, total=len(frames), desc="crop", unit="frame"):
                 if not isinstance(result, InputError):
                     stream.write(result.images.tobytes())
                     rows += result.rows
+                    thumbnails += [result.thumbnail] if result.rows else []
                 elif params.skip_broken and isinstance(result, BrokenImageError):
                     skipped.append(frame.name)
                 else:
                     raise result
             stream.seek(0)
-            _write_header(stream, len(rows), size)
+            _write_header(stream, (len(rows), size, size, 3))
+        with (temporary / "thumbnails.npy").open("wb") as stream:
+            _write_header(stream, (len(thumbnails), SIDE, SIDE))
+            stream.writelines(thumbnails)
         index = pd.DataFrame(rows, columns=[name for name in INDEX_COLUMNS if name != "id"])
         index.insert(0, "id", np.arange(len(index)))
         for name in card.classes:
@@ -317,9 +325,9 @@ def crop_all(
     return index, skipped
 
 
-def _write_header(stream: BinaryIO, count: int, size: int) -> None:
+def _write_header(stream: BinaryIO, shape: tuple[int, ...]) -> None:
     """NumPy pads this header so that the number of rows can grow without moving the data."""
-    header = {"descr": "|u1", "fortran_order": False, "shape": (count, size, size, 3)}
+    header = {"descr": "|u1", "fortran_order": False, "shape": shape}
     np.lib.format.write_array_header_1_0(stream, header)
 
 
