@@ -2,7 +2,7 @@
 
 reads   data/crops, datasets/<dataset>.yaml
 writes  data/split.csv       id, fold, subset; label where labels are shuffled
-        metrics/split.json   sizes, class balance, duplicates, proof that no group is shared
+        metrics/split.json   sizes, class balance, duplicates, proof that no group is shared, frames that are alike
 params  dataset, seed, split
 """
 
@@ -25,7 +25,8 @@ def main(
 ) -> None:
     from lesionlab.data.cards import read_card, resolve_split
     from lesionlab.data.splits import assign_folds, crop_digests, describe_external, describe_split, external_split
-    from lesionlab.files import read_images, read_index, write_json, write_table
+    from lesionlab.data.thumbnails import by_subset, describe_likeness, likeness
+    from lesionlab.files import read_images, read_index, read_thumbnails, write_json, write_table
 
     params = read_params()
     if (params.split.protocol == "external") != (training is not None):
@@ -35,11 +36,12 @@ def main(
     card = read_card(params.dataset)
     settings = resolve_split(params.split, card)
     index = read_index(crops)
-    images = read_images(crops)
+    images, thumbnails = read_images(crops), read_thumbnails(crops, index)
     index = index.assign(digest=crop_digests(images))
     if training is None:
         table = assign_folds(index, settings, params.seed)
         description = describe_split(index, table, settings, grouped=card.group_disjoint, seed=params.seed)
+        thumbnails = by_subset(index, table["subset"], thumbnails)
     else:
         trained, size = read_index(training), read_images(training).shape[1]
         if size != images.shape[1]:
@@ -47,8 +49,12 @@ def main(
         table = external_split(index, trained, settings)
         datasets = (read_params(overlay=replace(current_overlay(), cell=None)).dataset, params.dataset)
         description = describe_external(index, table, trained, settings, datasets=datasets, seed=params.seed)
+        thumbnails = by_subset(index, table["subset"], thumbnails) | {"train": read_thumbnails(training, trained)}
+    description["proof"] |= describe_likeness(thumbnails)
     write_table(split, table)
     write_json(metrics, description)
+    sizes = ", ".join(f"{part['crops']} {name}" for name, part in description["subsets"].items())
+    print(f"split: {sizes} crops; protocol {description['protocol']}; {likeness(description['proof'])}")
 
 
 if __name__ == "__main__":

@@ -124,6 +124,7 @@ def test_good_input_gives_all_outputs(start):
     assert present() == CROP_OUTPUTS | {"data/split.csv", "metrics/split.json"}
     split = json.loads(Path("metrics/split.json").read_text())
     assert split["group_disjoint"] is True
+    assert 0 < split["proof"].pop("highest_correlation_train_test") < 0.99
     assert set(split["proof"].values()) == {0}
 
 
