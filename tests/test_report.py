@@ -312,6 +312,14 @@ def test_shared_groups_and_a_warning_of_the_evaluation_stand_out(project):
     assert any("GROUPS ARE NOT KEPT APART" in text for text in warnings)
     assert "Colour does as well." in warnings
     assert "Shared: groups in two subsets." in warnings
+    proof = {"groups_in_two_subsets": 0, "alike_pairs_across_subsets": 2, "highest_correlation_train_test": 0.9951}
+    write_json(Path("metrics/split.json"), SPLIT | {"proof": proof})
+    assert "Shared: alike pairs across subsets." in page().warnings
+    assert "Of frames: 2 pairs of thumbnails across subsets correlate at 0.99 or more" in page().text
+    write_json(Path("metrics/split.json"), SPLIT | {"proof": dict.fromkeys(proof) | {"groups_in_two_subsets": 0}})
+    found = page()
+    assert "Of frames: thumbnails not compared: more than 100,000,000 pairs of frames across subsets." in found.text
+    assert ["alike pairs across subsets", "–"] in found.tables["Split: proof"]
 
 
 def test_figures_of_other_parameters_or_an_edited_file_are_told(project):

@@ -14,6 +14,7 @@ import pandas as pd
 from ruamel.yaml import YAML
 
 from lesionlab.data.cards import Card, read_card
+from lesionlab.data.thumbnails import likeness
 from lesionlab.errors import InputError
 from lesionlab.files import read_table
 from lesionlab.pictures import MODEL_COLOURS, save_figure
@@ -196,7 +197,8 @@ def _split() -> list:
     proof = split.get("proof", {})
     shared = [words(name) for name, count in proof.items() if count and isinstance(count, int)]
     text = "Proof: nothing counted below is shared between subsets." if not shared else f"Shared: {', '.join(shared)}."
-    return [Text(text, warning=bool(shared)), *json_tables(split, "metrics/split.json", "Split")]
+    alike = [Text(f"Of frames: {likeness(proof)}.")] if "alike_pairs_across_subsets" in proof else []
+    return [Text(text, warning=bool(shared)), *alike, *json_tables(split, "metrics/split.json", "Split")]
 
 
 def _training(out: Path) -> list:
