@@ -16,7 +16,8 @@ from lesionlab.data.cards import Card, resolve_split
 from lesionlab.data.crops import MARGIN_LEVEL, crop_all, crop_frames
 from lesionlab.data.readers import Frame, read_frames
 from lesionlab.data.splits import assign_folds, crop_digests, describe_split
-from lesionlab.files import read_images, write_table
+from lesionlab.data.thumbnails import by_subset, describe_likeness
+from lesionlab.files import read_images, read_thumbnails, write_table
 from lesionlab.params import CropParams, Params, read_params
 from lesionlab.progress import progress
 from lesionlab.seeds import generator
@@ -154,6 +155,7 @@ def _milliseconds_a_crop(folder: Path, params: Params, seed: int, number: int) -
     split = resolve_split(params.split, CARD)
     table = assign_folds(index, split, seed)
     describe_split(index, table, split, grouped=True, seed=seed)
+    describe_likeness(by_subset(index, table["subset"], read_thumbnails(work / "crops", index)))
     write_table(work / "split.csv", table)
     repo.add([str(work / name) for name in ("raw", "crops", "split.csv")], no_commit=True)
     seconds = time.perf_counter() - started
