@@ -410,28 +410,6 @@ def test_shuffled_labels_are_one_a_group_and_keep_the_shares(index, seed):
     np.testing.assert_array_equal(labels, shuffle_labels(index["label"].to_numpy(), groups, seed))
 
 
-def nearest_neighbour_accuracy(features: np.ndarray, index: pd.DataFrame, params: SplitParams, seed: int) -> float:
-    """Test accuracy of one nearest neighbour on the split's own labels."""
-    table = assign_folds(index, params, seed)
-    train, test = ((table["subset"] == name).to_numpy() for name in ("train", "test"))
-    distances = np.linalg.norm(features[test][:, None] - features[train][None], axis=-1)
-    labels = table["label"].to_numpy()
-    return float((labels[train][distances.argmin(axis=1)] == labels[test]).mean())
-
-
-def test_shuffled_labels_fall_to_chance_under_group_and_not_under_random():
-    """Strong groups: each has a look of its own, and nothing in the look tells the label."""
-    index = make_index(60, frames=6)
-    looks = np.random.default_rng(5).normal(size=(60, 8))
-    features = looks[index["group"].str[1:].astype(int)] + np.random.default_rng(6).normal(0, 0.05, (len(index), 8))
-    how = {"shuffle_labels": True, "folds": 5}
-    group = [nearest_neighbour_accuracy(features, index, protocol("group", **how), seed) for seed in range(12)]
-    random = [nearest_neighbour_accuracy(features, index, protocol("random", **how), seed) for seed in range(12)]
-    # Labels are a third polyp: guessing by them is right 5 times in 9. 12 draws of 12 test groups: sd 0.04 of the mean.
-    assert abs(np.mean(group) - 5 / 9) < 0.12
-    assert np.mean(random) > 0.95  # but for the few groups that lie in the test fold as a whole
-
-
 def test_shuffled_labels_are_on_record():
     index = make_index(30)
     params = protocol("group", shuffle_labels=True)
