@@ -43,7 +43,8 @@ def main(
     params = read_params()
     start_keras(params.training.threads)  # before anything that imports Keras
     from lesionlab.data.cards import read_card
-    from lesionlab.detection.run import Paths, detect_folder, run_detection
+    from lesionlab.detection.folder import detect_folder
+    from lesionlab.detection.run import Paths, run_detection
 
     card = read_card(params.dataset)
     if frames is not None and out is not None:

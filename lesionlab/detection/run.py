@@ -1,4 +1,4 @@
-"""Detection on the frames of the test subset, and on a folder of somebody's own pictures."""
+"""Detection on the frames of the test subset."""
 
 import time
 from collections.abc import Iterable
@@ -13,13 +13,12 @@ from PIL import Image
 from lesionlab import tracking
 from lesionlab.data.cards import Card
 from lesionlab.data.crops import content_box, lesion_boxes
-from lesionlab.data.readers import IMAGE_SUFFIXES, Frame, read_frames, read_mask, read_rgb
+from lesionlab.data.readers import Frame, read_frames, read_mask, read_rgb
 from lesionlab.detection import froc
 from lesionlab.detection.boxes import boxes_table, found_lesion, nearest_lesion, suppress
 from lesionlab.detection.dense import dense_classifier
 from lesionlab.detection.pictures import draw_froc, draw_overlay
 from lesionlab.detection.windows import heat_map, score_windows
-from lesionlab.errors import InputError
 from lesionlab.files import (
     file_digest,
     read_index,
@@ -57,10 +56,9 @@ class Paths:
 class Findings:
     """What was found on some frames, and what there was to find.
 
-    boxes: frame, x, y, width, height (pixels), score; where frames have masks also lesion (its number in the frame, 0
-    for none, -1 for a speck), nearest (the lesion whose bounding box it overlaps most) and iou (how much).
-    frames: frame, group, lesions (their number; NaN without mask). lesions: frame, group, lesion, area (part of the
-    frame).
+    boxes: frame, x, y, width, height (pixels), score, lesion (its number in the frame, 0 for none, -1 for a speck),
+    nearest (the lesion whose bounding box it overlaps most) and iou (how much).
+    frames: frame, group, lesions (their number). lesions: frame, group, lesion, area (part of the frame).
     """
 
     boxes: pd.DataFrame
@@ -124,17 +122,12 @@ def run_detection(paths: Paths, card: Card, params: Params) -> None:
         "model_sha256": file_digest(paths.model / MODEL_FILE),
         "frames": len(listed),
     }
-    curve = EMPTY_CURVE
+    rate, bootstrap = settings.false_positives, {"resamples": params.evaluate.resamples, "seed": params.seed}
+    threshold = operating_threshold(found["val"].boxes, found["val"].frames, rate)
+    curve = froc.froc_band(boxes, listed, **bootstrap)
+    metrics |= describe_findings(found, threshold, **bootstrap)
     with whole_folder(paths.pictures) as pictures:
-        if not listed["lesions"].isna().any():
-            rate, bootstrap = settings.false_positives, {"resamples": params.evaluate.resamples, "seed": params.seed}
-            threshold = operating_threshold(found["val"].boxes, found["val"].frames, rate)
-            curve = froc.froc_band(boxes, listed, **bootstrap)
-            draw_froc(pictures / "froc.png", curve, rate, f"{params.dataset}, {len(listed)} test frames")
-            metrics |= describe_findings(found, threshold, **bootstrap)
-        else:
-            threshold = _crop_threshold(classifier)
-            metrics |= {"threshold": threshold, "boxes": int((boxes["score"] >= threshold).sum())}
+        draw_froc(pictures / "froc.png", curve, rate, f"{params.dataset}, {len(listed)} test frames")
         chosen = overlay_frames(boxes, listed, threshold, settings.overlays)
         by_name = {frame.name: frame for frame in frames["test"]}
         for number, (kind, name) in enumerate(chosen):
@@ -207,21 +200,20 @@ def frames_of_subsets(paths: Paths, card: Card, params: Params) -> dict[str, lis
 
 
 def detect_frames(frames: Iterable[Frame], detector: Detector, params: Params, desc: str) -> Findings:
-    """Look for lesions in frames, and hold what is found against their masks."""
+    """Look for lesions in frames, and hold what is found against their masks, which cards with windows always give."""
     tables, listed, lesion_rows = [], [], []
     for frame in progress(list(frames), desc=desc, unit="frame"):
         pixels = read_rgb(frame.image)
         boxes, scores, _ = detector.boxes(pixels)
+        group = frame.group or frame.name
+        mask = read_mask(frame.mask, params.crop.mask_threshold, pixels.shape[1::-1], frame.image)
+        lesions, components = lesion_boxes(mask, params.crop.min_lesion_area)
+        nearest, overlap = nearest_lesion(boxes, np.array(components, dtype=float).reshape(-1, 4))
+        count = len(components)
+        areas = np.bincount(lesions.ravel(), minlength=count + 1)[1:] / mask.size
+        lesion_rows += [(frame.name, group, number, area) for number, area in enumerate(areas, start=1)]
         table = boxes_table(frame.name, boxes, scores)
-        group, count = frame.group or frame.name, np.nan
-        if frame.mask is not None:
-            mask = read_mask(frame.mask, params.crop.mask_threshold, pixels.shape[1::-1], frame.image)
-            lesions, components = lesion_boxes(mask, params.crop.min_lesion_area)
-            nearest, overlap = nearest_lesion(boxes, np.array(components, dtype=float).reshape(-1, 4))
-            table = table.assign(lesion=found_lesion(boxes, lesions, mask), nearest=nearest, iou=overlap)
-            count = len(components)
-            areas = np.bincount(lesions.ravel(), minlength=count + 1)[1:] / mask.size
-            lesion_rows += [(frame.name, group, number, area) for number, area in enumerate(areas, start=1)]
+        table = table.assign(lesion=found_lesion(boxes, lesions, mask), nearest=nearest, iou=overlap)
         tables.append(table)
         listed.append((frame.name, group, count))
     return Findings(
@@ -248,13 +240,10 @@ def overlay_frames(boxes: pd.DataFrame, frames: pd.DataFrame, threshold: float, 
     A frame is the better the more of its lesions are found and the fewer false positives it has.
     """
     admitted = boxes[boxes["score"] >= threshold]
-    if "lesion" in boxes:
-        hits = admitted[admitted["lesion"] > 0].drop_duplicates(["frame", "lesion"]).groupby("frame").size()
-        false = admitted[admitted["lesion"] == 0].groupby("frame").size()
-        missed = frames.set_index("frame")["lesions"].sub(hits, fill_value=0)
-        grade = missed.add(false, fill_value=0)
-    else:
-        grade = pd.Series(0.0, index=frames["frame"])
+    hits = admitted[admitted["lesion"] > 0].drop_duplicates(["frame", "lesion"]).groupby("frame").size()
+    false = admitted[admitted["lesion"] == 0].groupby("frame").size()
+    missed = frames.set_index("frame")["lesions"].sub(hits, fill_value=0)
+    grade = missed.add(false, fill_value=0)
     # Between frames of one grade, the surer one is the better.
     grade = grade - admitted.groupby("frame")["score"].max().reindex(grade.index).fillna(0)
     names = grade.sort_values(kind="stable").index.to_list()
@@ -275,59 +264,6 @@ def _draw(
 ) -> None:
     pixels = read_rgb(frame.image)
     _, _, heat = detector.boxes(pixels)
-    mask = None
-    if frame.mask is not None:
-        mask = read_mask(frame.mask, params.crop.mask_threshold, pixels.shape[1::-1], frame.image)
+    mask = read_mask(frame.mask, params.crop.mask_threshold, pixels.shape[1::-1], frame.image)
     shown = boxes[(boxes["frame"] == frame.name) & (boxes["score"] >= threshold)]
     draw_overlay(path, pixels, heat, shown, mask, f"{kind}: {frame.name}")
-
-
-def detect_folder(model: Path, frames: Path, out: Path, params: Params, metrics: Path, threshold: float | None) -> None:
-    """Boxes, heat maps and overlays of every picture in a folder, without masks and without DVC.
-
-    out: folder for detections.csv, heatmaps/ (greyscale PNG, 255 is probability 1) and overlays/.
-    threshold: lowest score of a box; None: the one that the detect stage chose for this very model and recorded in
-    `metrics`, or else the model's crop threshold, which is said.
-    Raises InputError when the folder holds no picture or one cannot be read.
-    """
-    if not frames.is_dir():
-        raise InputError(f"{frames}: no such folder; --frames takes a folder of pictures")
-    pictures = sorted(path for path in frames.iterdir() if path.suffix.lower() in IMAGE_SUFFIXES)
-    if not pictures:
-        raise InputError(f"{frames}: holds no picture ({', '.join(IMAGE_SUFFIXES)})")
-    classifier = load_classifier(model)
-    detector = Detector(classifier, params.detect, params.training.batch_size)
-    if threshold is None:
-        threshold = _recorded_threshold(metrics, model, classifier)
-    tables = []
-    with whole_folder(out) as folder:
-        for path in progress(pictures, desc="detect", unit="frame"):
-            pixels = read_rgb(path)
-            boxes, scores, heat = detector.boxes(pixels)
-            table = boxes_table(path.name, boxes, scores)
-            table = table[table["score"] >= threshold]
-            tables.append(table)
-            (folder / "heatmaps").mkdir(exist_ok=True)
-            Image.fromarray((heat * 255).round().astype("uint8")).save(folder / "heatmaps" / f"{path.stem}.png")
-            title = f"{path.name}: {len(table)} box(es) at {threshold:.2f} or more"
-            draw_overlay(folder / "overlays" / f"{path.stem}.png", pixels, heat, table, None, title)
-        result = pd.concat(tables, ignore_index=True)
-        write_table(folder / "detections.csv", result)
-    print(f"{len(result)} boxes on {len(pictures)} frames (threshold {threshold:.3f}): {out}")
-
-
-def _recorded_threshold(metrics: Path, model: Path, classifier: Classifier) -> float:
-    if metrics.exists():
-        recorded = read_json(metrics)
-        if recorded.get("model_sha256") == file_digest(model / MODEL_FILE):
-            print(f"threshold {recorded['threshold']:.3f}: chosen on validation frames ({metrics})")
-            return recorded["threshold"]
-    threshold = _crop_threshold(classifier)
-    print(f"threshold {threshold:.3f}: the model's for crops, as {metrics} holds none for it (or give --threshold)")
-    return threshold
-
-
-def _crop_threshold(classifier: Classifier) -> float:
-    """The model's own operating point for crops; even odds where it has more than two classes."""
-    threshold = classifier.description.threshold
-    return 0.5 if threshold is None else threshold
