@@ -10,10 +10,16 @@ params  dataset, seed, crop.mask_threshold, crop.min_lesion_area, training.batch
 
 On your own pictures, without masks and without DVC:
         python -m stages.detect --model models/finetune --frames my_folder --out found/
+writes  found/detections.csv, found/heatmaps/, found/overlays/   where the model's data set has lesions on a background
+or      found/tiles.csv       file, x, y, width, height, class, probability, probability_<class>
+        found/classmaps/      each picture beside the class of its tiles
+        found/probabilities/  <picture>_<class>.png, 255 is probability 1
+                              where it has tiles of tissue, every part of a picture being of one of the classes.
+Which of the two, the card of the model's data set says (detect: windows, tiles or none); --map overrules it.
 """
 
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Literal
 
 from typer import Option
 
@@ -25,8 +31,24 @@ from lesionlab.stage import run
 def main(
     model: Annotated[Path, Option(help="folder of the model")],
     frames: Annotated[Path | None, Option(help="your own pictures: a folder of them")] = None,
-    out: Annotated[Path | None, Option(help="your own pictures: folder to write boxes, heat maps, overlays to")] = None,
-    threshold: Annotated[float | None, Option(help="your own pictures: lowest score of a box")] = None,
+    out: Annotated[Path | None, Option(help="your own pictures: folder to write to; what is there is replaced")] = None,
+    kind: Annotated[
+        Literal["auto", "lesions", "tiles"],
+        Option("--map", help="your own pictures: what to look for; auto: as the card of the model's data set says"),
+    ] = "auto",
+    threshold: Annotated[float | None, Option(help="your own pictures, lesions: lowest score of a box")] = None,
+    tile: Annotated[
+        int | None,
+        Option(
+            min=8,
+            help="your own pictures, tiles: side in pixels of the picture, of what a training image showed; else the "
+            "card's image_size, which is printed",
+        ),
+    ] = None,
+    stride: Annotated[
+        float | None,
+        Option(min=0.05, max=1, help="your own pictures, tiles: step in parts of a tile; 1 (each pixel once) if none"),
+    ] = None,
     raw: Annotated[Path | None, Option(help="folder that the download stage filled")] = None,
     crops: Annotated[Path | None, Option(help="folder of the crop stage")] = None,
     split: Annotated[Path | None, Option(help="CSV of the split stage")] = None,
@@ -46,14 +68,9 @@ def main(
     from lesionlab.detection.folder import detect_folder
     from lesionlab.detection.run import Paths, run_detection
 
-    card = read_card(params.dataset)
     if frames is not None and out is not None:
-        if card.detection == "none":
-            raise InputError(
-                f"detect: datasets/{card.name}.yaml gives whole images a class, so windows within them have none; "
-                "name the data set of the model (dataset in params.yaml), or say detect: tiles in its card"
-            )
-        detect_folder(model, frames, out, params, metrics, threshold)
+        options = {"kind": kind, "metrics": metrics, "threshold": threshold, "tile": tile, "stride": stride}
+        detect_folder(model, frames, out, params, **options)
         return
     paths = (raw, crops, split, proof, detections, metrics, froc, pictures)
     if frames is not None or out is not None or None in paths:
@@ -61,7 +78,7 @@ def main(
             "detect: give --frames and --out for your own pictures, or all of --raw, --crops, --split, --proof, "
             "--detections, --froc and --pictures"
         )
-    run_detection(Paths(model, *paths), card, params)
+    run_detection(Paths(model, *paths), read_card(params.dataset), params)
 
 
 if __name__ == "__main__":

@@ -1,14 +1,17 @@
-"""A folder of somebody's own pictures, without masks and without DVC."""
+"""A folder of somebody's own pictures, without masks and without DVC: lesions in them, or maps of their tiles."""
 
 from pathlib import Path
+from typing import Literal
 
 import pandas as pd
 from PIL import Image
 
+from lesionlab.data.cards import Card, card_path, read_card
 from lesionlab.data.readers import IMAGE_SUFFIXES, read_rgb
 from lesionlab.detection.boxes import boxes_table
-from lesionlab.detection.pictures import draw_overlay
+from lesionlab.detection.pictures import draw_class_map, draw_overlay
 from lesionlab.detection.run import Detector
+from lesionlab.detection.tiles import classify_tiles, map_name, save_maps, tiles_table
 from lesionlab.errors import InputError
 from lesionlab.files import file_digest, read_json, whole_folder, write_table
 from lesionlab.models.saved import MODEL_FILE, Classifier, load_classifier
@@ -16,32 +19,90 @@ from lesionlab.params import Params
 from lesionlab.progress import progress
 
 
-def detect_folder(model: Path, frames: Path, out: Path, params: Params, metrics: Path, threshold: float | None) -> None:
-    """Boxes, heat maps and overlays of every picture in a folder, without masks and without DVC.
+def detect_folder(
+    model: Path,
+    frames: Path,
+    out: Path,
+    params: Params,
+    *,
+    kind: Literal["auto", "lesions", "tiles"] = "auto",
+    metrics: Path,
+    threshold: float | None = None,
+    tile: int | None = None,
+    stride: float | None = None,
+) -> None:
+    """Write into `out` what a model sees in every picture of a folder, whole or not at all.
 
-    out: folder for detections.csv, heatmaps/ (greyscale PNG, 255 is probability 1) and overlays/.
-    threshold: lowest score of a box; None: the one that the detect stage chose for this very model and recorded in
-    `metrics`, or else the model's crop threshold, which is said.
-    Raises InputError when the folder holds no picture or one cannot be read.
+    kind: lesions (`find_lesions`), tiles (`map_tiles`), or auto: as the card of the model's data set says. metrics,
+    threshold: of lesions. tile, stride: of tiles.
+    Raises InputError when the folder holds no picture or one cannot be read, when parts of a picture have no class,
+    and for options of the other kind.
     """
+    pictures = _pictures_of(frames)
+    classifier = load_classifier(model)
+    dataset = classifier.description.dataset
+    card = read_card(dataset) if card_path(dataset).exists() else None
+    if kind == "auto":
+        kind = _kind_of(card, model, dataset)
+    if kind == "lesions":
+        if tile is not None or stride is not None:
+            raise InputError(
+                "detect: --tile and --stride belong to tile maps; params.yaml sets the windows that look for lesions "
+                "(detect.window_sizes, detect.stride)"
+            )
+        find_lesions(classifier, pictures, out, params, _threshold(metrics, model, classifier, threshold))
+    else:
+        if threshold is not None:
+            raise InputError("detect: --threshold belongs to lesions; a tile is of its most probable class")
+        map_tiles(classifier, pictures, out, params, tile or default_tile(classifier, card), stride or 1.0)
+
+
+def _pictures_of(frames: Path) -> list[Path]:
     if not frames.is_dir():
         raise InputError(f"{frames}: no such folder; --frames takes a folder of pictures")
     pictures = sorted(path for path in frames.iterdir() if path.suffix.lower() in IMAGE_SUFFIXES)
     if not pictures:
         raise InputError(f"{frames}: holds no picture ({', '.join(IMAGE_SUFFIXES)})")
-    classifier = load_classifier(model)
+    by_stem: dict[str, Path] = {}
+    for path in pictures:
+        other = by_stem.setdefault(path.stem, path)
+        if other != path:
+            raise InputError(f"{frames}: the maps of {other.name} and {path.name} would have one name; rename one")
+    return pictures
+
+
+def _kind_of(card: Card | None, model: Path, dataset: str) -> Literal["lesions", "tiles"]:
+    """What the card of a model's data set says; where the class is that of a whole image, its parts have none."""
+    if card is None:
+        raise InputError(
+            f"{model}: was trained on '{dataset}', whose card {card_path(dataset)} is not here; say --map lesions "
+            "(the first class is background) or --map tiles (every part of a picture is of one of the classes)"
+        )
+    if card.detection == "none":
+        raise InputError(
+            f"{model}: was trained on '{dataset}', and {card_path(dataset)} gives whole images a class, so parts of a "
+            "picture have none; python -m lesionlab.explanation.occlusion shows what matters within one. Where your "
+            "pictures are larger than the images and made of such tiles: --map tiles, or `detect: tiles` in the card"
+        )
+    return "lesions" if card.detection == "windows" else "tiles"
+
+
+def find_lesions(classifier: Classifier, pictures: list[Path], out: Path, params: Params, threshold: float) -> None:
+    """Boxes, heat maps and overlays: the score is the probability of any class but the first (background).
+
+    out: folder for detections.csv, heatmaps/ (greyscale PNG, 255 is probability 1) and overlays/.
+    threshold: lowest score of a box.
+    """
     detector = Detector(classifier, params.detect, params.training.batch_size)
-    if threshold is None:
-        threshold = _recorded_threshold(metrics, model, classifier)
     tables = []
     with whole_folder(out) as folder:
+        (folder / "heatmaps").mkdir()
         for path in progress(pictures, desc="detect", unit="frame"):
             pixels = read_rgb(path)
             boxes, scores, heat = detector.boxes(pixels)
             table = boxes_table(path.name, boxes, scores)
             table = table[table["score"] >= threshold]
             tables.append(table)
-            (folder / "heatmaps").mkdir(exist_ok=True)
             Image.fromarray((heat * 255).round().astype("uint8")).save(folder / "heatmaps" / f"{path.stem}.png")
             title = f"{path.name}: {len(table)} box(es) at {threshold:.2f} or more"
             draw_overlay(folder / "overlays" / f"{path.stem}.png", pixels, heat, table, None, title)
@@ -50,7 +111,62 @@ def detect_folder(model: Path, frames: Path, out: Path, params: Params, metrics:
     print(f"{len(result)} boxes on {len(pictures)} frames (threshold {threshold:.3f}): {out}")
 
 
-def _recorded_threshold(metrics: Path, model: Path, classifier: Classifier) -> float:
+def map_tiles(
+    classifier: Classifier, pictures: list[Path], out: Path, params: Params, tile: int, stride: float
+) -> None:
+    """Lay each picture out in tiles, each of its most probable class.
+
+    out: folder for tiles.csv (`tiles_table`), classmaps/ (the picture and its map) and probabilities/ (greyscale PNG
+    <stem>_<class>.png, 255 is probability 1). tile: side in pixels. stride: step in parts of it; where tiles overlap a
+    map holds their mean.
+    Raises InputError when a picture is smaller than a tile.
+    """
+    for path in pictures:
+        height, width = read_rgb(path).shape[:2]
+        if min(height, width) < tile:
+            raise InputError(
+                f"{path}: {width}x{height} pixels, smaller than a tile of {tile}; --tile PIXELS says how many a "
+                "training image would cover here"
+            )
+    classes, tables = classifier.description.architecture.classes, []
+    with whole_folder(out) as folder:
+        maps = folder / "probabilities"
+        maps.mkdir()
+        for path in progress(pictures, desc="detect", unit="picture"):
+            pixels = read_rgb(path)
+            boxes, probabilities = classify_tiles(pixels, classifier, tile, stride, params.training.batch_size)
+            tables.append(tiles_table(path.name, boxes, probabilities, classes))
+            files = [maps / map_name(path.stem, name) for name in classes]
+            called, highest = save_maps(files, boxes, probabilities, pixels.shape[:2])
+            title = f"{path.name}: {len(boxes)} tiles of {tile} pixels"
+            draw_class_map(folder / "classmaps" / f"{path.stem}.png", pixels, called, highest, classes, title)
+        result = pd.concat(tables, ignore_index=True)
+        write_table(folder / "tiles.csv", result)
+    print(f"{len(result)} tiles on {len(pictures)} pictures: {out}")
+    for name, count in result["class"].value_counts().reindex(classes, fill_value=0).items():
+        print(f"  {name}: {count} ({count / len(result):.1%})")
+
+
+def default_tile(classifier: Classifier, card: Card | None) -> int:
+    """Side in pixels of what a training image showed: what the card recommends to read images at, else the network's.
+
+    Neither knows pictures of another magnification; what is taken is printed.
+    """
+    if card is None:
+        tile, source = classifier.description.architecture.image_size, "the network's image size"
+    else:
+        tile, source = card.recommended.image_size, f"recommended.image_size of {card_path(card.name)}"
+    print(f"tile of {tile} pixels: {source}; a tile must show as much as a training image did, else give --tile")
+    return tile
+
+
+def _threshold(metrics: Path, model: Path, classifier: Classifier, given: float | None) -> float:
+    """Lowest score of a box: the one given, the one that the detect stage recorded for this very model, or for crops.
+
+    Of the latter two it is printed which.
+    """
+    if given is not None:
+        return given
     if metrics.exists():
         recorded = read_json(metrics)
         if recorded.get("model_sha256") == file_digest(model / MODEL_FILE):

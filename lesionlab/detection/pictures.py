@@ -1,15 +1,25 @@
-"""Overlays: the frame with lesion outline and boxes, and the heat map beside it."""
+"""Overlays: the frame with lesion outline and boxes, and the heat map beside it; class maps of tiles."""
 
 from pathlib import Path
 
 import matplotlib.pyplot as plt
 import numpy as np
 import pandas as pd
-from matplotlib.patches import Rectangle
+from matplotlib.colors import to_rgb
+from matplotlib.patches import Patch, Rectangle
+from PIL import Image
 
 from lesionlab.detection.boxes import NO_LESION
 from lesionlab.detection.froc import RATES
 from lesionlab.pictures import HIT_COLOUR, LESION_COLOUR, MISS_COLOUR, save_figure
+
+# Of the classes of a tile map: Okabe and Ito's, as everywhere; their black would hide that less probable is paler.
+CLASS_COLOURS = (
+    "#D55E00", "#0072B2", "#F0E442", "#009E73", "#CC79A7", "#56B4E9", "#E69F00", "#555555", "#999999",
+)  # fmt: skip
+DARKER = 0.55
+PALEST = 0.25  # part of a class's colour where all classes are as probable
+MOST_DRAWN = 1200  # pixels a side
 
 
 def draw_overlay(
@@ -69,4 +79,53 @@ def draw_froc(path: Path, curve: pd.DataFrame, rate: float, title: str) -> None:
     axis.set(xlabel="false positives a frame", ylabel="sensitivity", ylim=(0, 1.01), xlim=(0, RATES[-1]), title=title)
     axis.grid(alpha=0.3)
     axis.legend(loc="lower right", fontsize=8)
+    save_figure(figure, path)
+
+
+def class_colours(count: int) -> list[np.ndarray]:
+    """RGB in [0, 1] of each of `count` classes; from the tenth on the first nine darkened, and so on."""
+    return [
+        np.array(to_rgb(CLASS_COLOURS[number % len(CLASS_COLOURS)])) * DARKER ** (number // len(CLASS_COLOURS))
+        for number in range(count)
+    ]
+
+
+def draw_class_map(
+    path: Path, pixels: np.ndarray, called: np.ndarray, probability: np.ndarray, classes: list[str], title: str
+) -> None:
+    """Left: the picture. Right: the most probable class of each pixel, the paler the less probable; axes in pixels.
+
+    pixels: (height, width, 3) uint8. called: (height, width) number of the class, negative where none.
+    probability: (height, width), its own. The legend gives each class's share of the pixels that have one.
+    """
+    height, width = pixels.shape[:2]
+    step = -(-max(height, width) // MOST_DRAWN)
+    counts = np.bincount(called[called >= 0], minlength=len(classes))
+    shares = counts / max(counts.sum(), 1)
+    called, probability = called[::step, ::step], probability[::step, ::step, None]
+    colours = class_colours(len(classes))
+    even = 1 / len(classes)
+    strength = PALEST + (1 - PALEST) * np.clip((probability - even) / (1 - even), 0, 1)
+    coloured = 1 - strength * (1 - np.array([*colours, (1, 1, 1)])[called])  # the last is of pixels without a class
+    beside = height > 0.6 * width
+    panel = (4.6, 4.6 * height / width) if beside else (8.0, 8.0 * height / width)
+    lines, columns = (1, 2) if beside else (2, 1)
+    figure, axes = plt.subplots(
+        lines, columns, figsize=(panel[0] * columns + 0.6, (panel[1] + 0.7) * lines + 0.9), layout="constrained"
+    )
+    extent = (0, width, height, 0)
+    reduced = Image.fromarray(pixels).resize(called.shape[::-1], Image.Resampling.BOX)
+    axes[0].imshow(reduced, extent=extent)
+    axes[1].imshow(coloured, extent=extent, interpolation="nearest")
+    axes[0].set_title(title, fontsize=9, loc="left")
+    axes[1].set_title("most probable class; paler: less probable", fontsize=9, loc="left")
+    for axis in axes:
+        axis.set_xlabel("x, pixels", fontsize=8)
+        axis.set_ylabel("y, pixels", fontsize=8)
+        axis.tick_params(labelsize=8)
+    patches = [
+        Patch(color=colour, label=f"{name} {share:.1%}")
+        for name, colour, share in zip(classes, colours, shares, strict=True)
+    ]
+    figure.legend(handles=patches, loc="outside lower center", ncols=min(len(classes), 5), fontsize=9, frameon=False)
     save_figure(figure, path)
