@@ -13,12 +13,11 @@ from lesionlab.detection.boxes import NO_LESION
 from lesionlab.detection.froc import RATES
 from lesionlab.pictures import HIT_COLOUR, LESION_COLOUR, MISS_COLOUR, save_figure
 
-# Of the classes of a tile map: Okabe and Ito's, as everywhere; their black would hide that less probable is paler.
+# Of the classes of a tile map: Okabe and Ito's, as everywhere, and two greys.
 CLASS_COLOURS = (
-    "#D55E00", "#0072B2", "#F0E442", "#009E73", "#CC79A7", "#56B4E9", "#E69F00", "#555555", "#999999",
+    "#D55E00", "#0072B2", "#F0E442", "#009E73", "#CC79A7", "#56B4E9", "#E69F00", "#444444", "#AAAAAA",
 )  # fmt: skip
 DARKER = 0.55
-PALEST = 0.25  # part of a class's colour where all classes are as probable
 MOST_DRAWN = 1200  # pixels a side
 
 
@@ -93,39 +92,40 @@ def class_colours(count: int) -> list[np.ndarray]:
 def draw_class_map(
     path: Path, pixels: np.ndarray, called: np.ndarray, probability: np.ndarray, classes: list[str], title: str
 ) -> None:
-    """Left: the picture. Right: the most probable class of each pixel, the paler the less probable; axes in pixels.
+    """The picture, the most probable class of each pixel, and the probability of that class; axes in pixels.
 
+    The probability has a panel of its own: a class's colour made paler would be another class's.
     pixels: (height, width, 3) uint8. called: (height, width) number of the class, negative where none.
-    probability: (height, width), its own. The legend gives each class's share of the pixels that have one.
+    probability: (height, width), 0 where none. The legend gives each class's share of the pixels that have one.
     """
     height, width = pixels.shape[:2]
     step = -(-max(height, width) // MOST_DRAWN)
     counts = np.bincount(called[called >= 0], minlength=len(classes))
-    shares = counts / max(counts.sum(), 1)
-    called, probability = called[::step, ::step], probability[::step, ::step, None]
     colours = class_colours(len(classes))
-    even = 1 / len(classes)
-    strength = PALEST + (1 - PALEST) * np.clip((probability - even) / (1 - even), 0, 1)
-    coloured = 1 - strength * (1 - np.array([*colours, (1, 1, 1)])[called])  # the last is of pixels without a class
-    beside = height > 0.6 * width
-    panel = (4.6, 4.6 * height / width) if beside else (8.0, 8.0 * height / width)
-    lines, columns = (1, 2) if beside else (2, 1)
+    palette = np.array([*colours, (1, 1, 1)])  # the last is of pixels without a class
+    called, probability = called[::step, ::step], probability[::step, ::step]
+    beside = height > 0.5 * width
+    inches = 3.9 if beside else 8.0
+    lines, columns = (1, 3) if beside else (3, 1)
     figure, axes = plt.subplots(
-        lines, columns, figsize=(panel[0] * columns + 0.6, (panel[1] + 0.7) * lines + 0.9), layout="constrained"
-    )
-    extent = (0, width, height, 0)
-    reduced = Image.fromarray(pixels).resize(called.shape[::-1], Image.Resampling.BOX)
-    axes[0].imshow(reduced, extent=extent)
-    axes[1].imshow(coloured, extent=extent, interpolation="nearest")
-    axes[0].set_title(title, fontsize=9, loc="left")
-    axes[1].set_title("most probable class; paler: less probable", fontsize=9, loc="left")
-    for axis in axes:
-        axis.set_xlabel("x, pixels", fontsize=8)
-        axis.set_ylabel("y, pixels", fontsize=8)
+        lines, columns, layout="constrained", sharex=True, sharey=True,
+        figsize=((inches + 0.3) * columns + 0.7, (inches * height / width + 0.4) * lines + 0.9),
+    )  # fmt: skip
+    place = {"extent": (0, width, height, 0), "interpolation": "nearest"}
+    axes[0].imshow(Image.fromarray(pixels).resize(called.shape[::-1], Image.Resampling.BOX), **place)
+    axes[1].imshow(palette[called], **place)
+    shown = axes[2].imshow(probability, cmap="gray", vmin=0, vmax=1, **place)
+    figure.colorbar(shown, ax=axes[2], fraction=0.046, pad=0.02).ax.tick_params(labelsize=8)
+    for number, (axis, name) in enumerate(zip(axes, (title, "most probable class", "its probability"), strict=True)):
+        axis.set_title(name, fontsize=9, loc="left")
+        if not beside or number == 0:
+            axis.set_ylabel("y, pixels", fontsize=8)
+        if beside or number == lines - 1:
+            axis.set_xlabel("x, pixels", fontsize=8)
         axis.tick_params(labelsize=8)
     patches = [
-        Patch(color=colour, label=f"{name} {share:.1%}")
-        for name, colour, share in zip(classes, colours, shares, strict=True)
+        Patch(facecolor=colour, edgecolor="black", linewidth=0.5, label=f"{name} {share:.1%}")
+        for name, colour, share in zip(classes, colours, counts / max(counts.sum(), 1), strict=True)
     ]
     figure.legend(handles=patches, loc="outside lower center", ncols=min(len(classes), 5), fontsize=9, frameon=False)
     save_figure(figure, path)

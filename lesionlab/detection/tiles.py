@@ -61,7 +61,7 @@ def save_maps(paths: Iterable[Path], boxes: np.ndarray, probabilities: np.ndarra
     """Write each class's mean probability of the tiles over each pixel: greyscale PNG, 255 is probability 1.
 
     paths: one a class. Returns the class map (height, width) int16, the number of the most probable class or NO_TILE,
-    and its probability (height, width). One class is held at a time: a slide of many is large.
+    and its probability (height, width), 0 without one. One class is held at a time: a slide of many is large.
     """
     called, highest = np.full(shape, NO_TILE, dtype="int16"), np.zeros(shape, dtype="float32")
     for number, path in enumerate(paths):
