@@ -65,7 +65,7 @@ def project(tiny_project) -> Path:
 
 
 def detect(**options: object) -> None:
-    stages.detect.main(model=Path("model"), frames=Path("pictures"), out=Path("found"), **options)
+    stages.detect.main(**{"model": Path("model"), "frames": Path("pictures"), "out": Path("found")} | options)
 
 
 def refusal(**options: object) -> str:
@@ -206,6 +206,19 @@ def test_an_interrupted_map_leaves_the_former_one_and_nothing_half_written(proje
     first = (found / "classmaps" / "slide.png").read_bytes()
     detect()
     assert (found / "classmaps" / "slide.png").read_bytes() == first
+
+
+def test_only_an_earlier_run_is_replaced(project):
+    """The pictures themselves, a folder of something else and a file stay."""
+    for out in ("pictures", ".", "pictures/.."):
+        assert "holds the pictures of --frames pictures and would be replaced" in refusal(out=Path(out))
+    assert "--out datasets: holds other files and would be replaced" in refusal(out=Path("datasets"))
+    assert "--out params.yaml: is a file" in refusal(out=Path("params.yaml"))
+    assert (project / "pictures" / "slide.png").exists()
+    (project / "found").mkdir()
+    detect()
+    detect(tile=20)
+    assert len(pd.read_csv(project / "found" / "tiles.csv")) == 4 * PATCHES.size
 
 
 def test_the_maps_are_those_of_the_saved_model(project):

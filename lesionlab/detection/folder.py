@@ -18,6 +18,8 @@ from lesionlab.models.saved import MODEL_FILE, Classifier, load_classifier
 from lesionlab.params import Params
 from lesionlab.progress import progress
 
+TABLES = ("detections.csv", "tiles.csv")  # one of them is in every folder that was written here
+
 
 def detect_folder(
     model: Path,
@@ -35,10 +37,11 @@ def detect_folder(
 
     kind: lesions (`find_lesions`), tiles (`map_tiles`), or auto: as the card of the model's data set says. metrics,
     threshold: of lesions. tile, stride: of tiles.
-    Raises InputError when the folder holds no picture or one cannot be read, when parts of a picture have no class,
-    and for options of the other kind.
+    Raises InputError when the folder holds no picture or one cannot be read, when `out` holds what is not of an earlier
+    run, when parts of a picture have no class, and for options of the other kind.
     """
     pictures = _pictures_of(frames)
+    _check_replaceable(out, frames)
     classifier = load_classifier(model)
     dataset = classifier.description.dataset
     card = read_card(dataset) if card_path(dataset).exists() else None
@@ -69,6 +72,19 @@ def _pictures_of(frames: Path) -> list[Path]:
         if other != path:
             raise InputError(f"{frames}: the maps of {other.name} and {path.name} would have one name; rename one")
     return pictures
+
+
+def _check_replaceable(out: Path, frames: Path) -> None:
+    """Writing `out` deletes what is there: that must be of an earlier run, and never the pictures themselves."""
+    if frames.resolve().is_relative_to(out.resolve()):
+        raise InputError(f"--out {out}: holds the pictures of --frames {frames} and would be replaced; name another")
+    if out.exists() and not out.is_dir():
+        raise InputError(f"--out {out}: is a file; name a folder")
+    if out.exists() and any(out.iterdir()) and not any((out / name).exists() for name in TABLES):
+        raise InputError(
+            f"--out {out}: holds other files and would be replaced; name a new folder, or an earlier run's "
+            f"({' or '.join(TABLES)} is in it)"
+        )
 
 
 def _kind_of(card: Card | None, model: Path, dataset: str) -> Literal["lesions", "tiles"]:
