@@ -10,12 +10,12 @@ params  dataset, seed, crop.mask_threshold, crop.min_lesion_area, training.batch
 
 On your own pictures, without masks and without DVC:
         python -m stages.detect --model models/finetune --frames my_folder --out found/
-writes  found/detections.csv, found/heatmaps/, found/overlays/   where the model's data set has lesions on a background
-or      found/tiles.csv       file, x, y, width, height, class, probability, probability_<class>
-        found/classmaps/      each picture beside the class of its tiles
+writes  found/detections.csv, found/heatmaps/, found/overlays/
+or, for tissue, where every part of a picture is of one of the classes,
+        found/tiles.csv       file, x, y, width, height, class, probability, probability_<class>
+        found/classmaps/      each picture, the class of its tiles and how probable it is
         found/probabilities/  <picture>_<class>.png, 255 is probability 1
-                              where it has tiles of tissue, every part of a picture being of one of the classes.
-Which of the two, the card of the model's data set says (detect: windows, tiles or none); --map overrules it.
+The card of the model's data set says which (detect: windows or tiles); --map overrules it.
 """
 
 from pathlib import Path
@@ -31,7 +31,7 @@ from lesionlab.stage import run
 def main(
     model: Annotated[Path, Option(help="folder of the model")],
     frames: Annotated[Path | None, Option(help="your own pictures: a folder of them")] = None,
-    out: Annotated[Path | None, Option(help="your own pictures: folder to write to; what is there is replaced")] = None,
+    out: Annotated[Path | None, Option(help="your own pictures: folder to write, in place of an earlier run's")] = None,
     kind: Annotated[
         Literal["auto", "lesions", "tiles"],
         Option("--map", help="your own pictures: what to look for; auto: as the card of the model's data set says"),

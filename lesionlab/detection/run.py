@@ -152,7 +152,9 @@ def run_detection(paths: Paths, card: Card, params: Params) -> None:
 def _write_not_applicable(paths: Paths, card: Card, seed: int) -> None:
     reason = f"{card.name} has one class a whole image: windows within an image have none"
     if card.detection == "tiles":
-        reason += "; for a tile map of larger pictures: python -m stages.detect --frames FOLDER --out FOLDER"
+        reason += (
+            "; for a tile map of larger pictures: python -m stages.detect --model MODEL --frames FOLDER --out FOLDER"
+        )
     print(f"detect: not applicable, {reason}")
     proof = read_json(paths.proof)
     with whole_folder(paths.pictures):
