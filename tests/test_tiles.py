@@ -50,6 +50,7 @@ def expected_probability() -> float:
 
 def card(project: Path, detect: str, dataset: str = "tissue", **changes: object) -> None:
     layout = {"layout": {"kind": "class-folders"}, "groups": "none", "classes": CLASSES, "detect": detect}
+    layout["tile"] = TILE if detect == "tiles" else None
     recommended = {"backbone": "mobilenet_0.25", "weights": "none", "image_size": TILE}
     write_card(project, dataset, **layout | {"recommended": recommended} | changes)
 
@@ -133,7 +134,7 @@ def test_the_files_of_a_tile_map(project, capsys):
     assert abs(np.sum(maps, axis=0, dtype=int) - 255).max() <= 1
     assert np.asarray(Image.open(found / "classmaps" / "slide.png")).ndim == 3
     printed = capsys.readouterr().out
-    assert "tile of 40 pixels: recommended.image_size of datasets/tissue.yaml" in printed
+    assert "tile of 40 pixels: tile of datasets/tissue.yaml" in printed
     assert "12 tiles on 1 pictures: found" in printed
     assert "green: 5 (41.7%)" in printed
 

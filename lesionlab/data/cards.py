@@ -199,7 +199,10 @@ class RecommendedSplit(Section):
 
 
 class Card(Section):
-    """A data set: where from, how read, who must stay together."""
+    """A data set: where from, how read, who must stay together.
+
+    tile: side in pixels of the images of the original release, for maps of larger pictures (`detect: tiles`).
+    """
 
     name: str
     title: str
@@ -214,6 +217,7 @@ class Card(Section):
     groups: Groups
     copies: tuple[Reading, ...] = ()
     detect: Literal["windows", "tiles", "none"] | None = None
+    tile: Annotated[int, Field(ge=16)] | None = None
     recommended: Recommended
     split: RecommendedSplit = RecommendedSplit()
 
@@ -243,6 +247,8 @@ class Card(Section):
         if self.detect is not None and (self.detect == "windows") == self.whole_images:
             wanted = "none or tiles" if self.whole_images else "windows"
             raise ValueError(f"detect: '{self.detect}' does not fit the layout; it takes {wanted}")
+        if (self.tile is not None) != (self.detect == "tiles"):
+            raise ValueError("tile: the side of an image of the release in pixels, with detect: tiles and only then")
         return self
 
     @property

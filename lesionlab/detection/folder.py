@@ -164,14 +164,14 @@ def map_tiles(
 
 
 def default_tile(classifier: Classifier, card: Card | None) -> int:
-    """Side in pixels of what a training image showed: what the card recommends to read images at, else the network's.
+    """Side in pixels of what a training image showed: an image of the card's release, else what the network takes.
 
     Neither knows pictures of another magnification; what is taken is printed.
     """
-    if card is None:
+    if card is None or card.tile is None:
         tile, source = classifier.description.architecture.image_size, "the network's image size"
     else:
-        tile, source = card.recommended.image_size, f"recommended.image_size of {card_path(card.name)}"
+        tile, source = card.tile, f"tile of {card_path(card.name)}"
     print(f"tile of {tile} pixels: {source}; a tile must show as much as a training image did, else give --tile")
     return tile
 
