@@ -240,6 +240,7 @@ def draw_learning(path: Path, histories: dict[str, pd.DataFrame]) -> None:
                 colour = MODEL_COLOURS.get(name, "black")
                 axis.plot(table["epoch"], table[column], color=colour, label=name, marker=".", linewidth=1.5)
         axis.set(xlabel="epoch", ylabel=label)
+        axis.xaxis.get_major_locator().set_params(integer=True)
         axis.grid(alpha=0.3)
     axes[0].legend(fontsize=8)
     save_figure(figure_, path)
