@@ -156,7 +156,8 @@ EXPERIMENTS = {
             **FINETUNE,
             **ALL_THREE,
         },
-        note="The ensemble was added after the test figures of its members had been seen. Published AUC and accuracy (Yang et al., MedMNIST v2, Scientific Data 10:41, 2023): ResNet-18 at 28 px "
+        note="The ensemble was added after the test figures of its members had been seen. Published AUC and accuracy "
+        "(Yang et al., MedMNIST v2, Scientific Data 10:41, 2023): ResNet-18 at 28 px "
         "0.944 and 0.854, ResNet-50 at 224 pixels 0.962 and 0.884, Google AutoML Vision 0.991 and 0.946. Their "
         "threshold is 0.5; here it is chosen on validation, whose share of pneumonia is larger than the test's.",
     ),

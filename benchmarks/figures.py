@@ -298,17 +298,17 @@ def interval(figure: dict[str, float]) -> str:
     return f"{figure['value']:.3f} [{figure['low']:.3f}, {figure['high']:.3f}]"
 
 
-def test_figure(experiment: str, metric: str, model: str = "finetune") -> Callable[[], str]:
+def figure_on_test(experiment: str, metric: str, model: str = "finetune") -> Callable[[], str]:
     """A test figure of a model of a pipeline run."""
     return lambda: interval(metrics_of(experiment, "evaluate")[model][metric])
 
 
-def validation_figure(experiment: str, metric: str) -> Callable[[], str]:
+def figure_on_validation(experiment: str, metric: str) -> Callable[[], str]:
     """A validation figure of the finetune model of a pipeline run."""
     return lambda: f"{metrics_of(experiment, 'finetune')['validation'][metric]:.3f}"
 
 
-def seconds_figure(experiment: str) -> Callable[[], str]:
+def cold_figure(experiment: str) -> Callable[[], str]:
     """Seconds of the finetune stage from a cold cache."""
     return lambda: str(read_json(SECONDS).get(cold_key(experiment), "not timed"))
 
@@ -349,15 +349,15 @@ class Target:
 
 TARGETS = [
     Target("polyps, CVC-ClinicDB, frames drawn singly", "validation accuracy", "above 0.98", "0.985", "cvc-random",
-           validation_figure("cvc-random", "accuracy")),
+           figure_on_validation("cvc-random", "accuracy")),
     Target("the same: finetune stage, cold cache, two cores", "seconds", "120 (Titan Xp)", "60", "cvc-random",
-           seconds_figure("cvc-random")),
+           cold_figure("cvc-random")),
     Target("polyps, CVC-ClinicDB, by sequence", "test AUC", "", "0.970", "cvc-group",
-           test_figure("cvc-group", "roc_auc")),
+           figure_on_test("cvc-group", "roc_auc")),
     Target("polyps, Kvasir-SEG, by near-duplicates", "test accuracy", "", "0.960", "kvasir-group",
-           test_figure("kvasir-group", "accuracy")),
+           figure_on_test("kvasir-group", "accuracy")),
     Target("the same, a fold that chose nothing", "test accuracy", "", "0.960", "kvasir-fold2",
-           test_figure("kvasir-fold2", "accuracy")),
+           figure_on_test("kvasir-fold2", "accuracy")),
     Target("polyps, trained on Kvasir-SEG, all of CVC-ClinicDB", "AUC", "", "0.970", "external-polyps",
            of_external("external-polyps", "roc_auc")),
     Target("histology, LC25000 (5 classes), by source tile", "balanced accuracy", "0.977 (NCT, accuracy)", "0.970",
@@ -365,25 +365,25 @@ TARGETS = [
     Target("brain tumours (3 classes), author's folds", "accuracy", "0.948 (VGG19)", "0.948", "blockwise-brain",
            of_chosen_depth("blockwise-brain", "accuracy")),
     Target("lung CT (4 classes), official test, no duplicates", "test accuracy", "0.47 (IQ-OTH, validation)", "0.80",
-           "chest-ct", test_figure("chest-ct", "accuracy")),
+           "chest-ct", figure_on_test("chest-ct", "accuracy")),
     Target("chest X-ray, official test", "test accuracy", "0.905", "0.92", "chest-xray",
-           test_figure("chest-xray", "accuracy")),
+           figure_on_test("chest-xray", "accuracy")),
     Target("chest X-ray, official test", "test F1", "0.928", "0.938", "chest-xray",
-           test_figure("chest-xray", "f1")),
+           figure_on_test("chest-xray", "f1")),
     Target("the same, stronger augmentation, ensemble of three", "test accuracy", "0.905", "0.92", "chest-xray-strong",
-           test_figure("chest-xray-strong", "accuracy", "ensemble")),
+           figure_on_test("chest-xray-strong", "accuracy", "ensemble")),
     Target("the same, stronger augmentation, ensemble of three", "test F1", "0.928", "0.938", "chest-xray-strong",
-           test_figure("chest-xray-strong", "f1", "ensemble")),
+           figure_on_test("chest-xray-strong", "f1", "ensemble")),
     Target("polyps, Kvasir-SEG, 64 px, 4 cached copies a crop", "test accuracy", "", "", "augment-cached",
-           test_figure("augment-cached", "accuracy")),
+           figure_on_test("augment-cached", "accuracy")),
     Target("the same, augmented anew at every epoch", "test accuracy", "", "", "augment-online",
-           test_figure("augment-online", "accuracy")),
+           figure_on_test("augment-online", "accuracy")),
     Target("PneumoniaMNIST, official split", "test accuracy", "0.854 to 0.946", "0.90", "pneumoniamnist",
-           test_figure("pneumoniamnist", "accuracy")),
+           figure_on_test("pneumoniamnist", "accuracy")),
     Target("PneumoniaMNIST, official split", "test AUC", "0.944 to 0.991", "0.970", "pneumoniamnist",
-           test_figure("pneumoniamnist", "roc_auc")),
+           figure_on_test("pneumoniamnist", "roc_auc")),
     Target("the same, ensemble of three", "test accuracy", "0.854 to 0.946", "0.90", "pneumoniamnist",
-           test_figure("pneumoniamnist", "accuracy", "ensemble")),
+           figure_on_test("pneumoniamnist", "accuracy", "ensemble")),
 ]  # fmt: skip
 
 
