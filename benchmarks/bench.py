@@ -1,12 +1,13 @@
 """bench: each short cut against the plain way, in the same run: python -m benchmarks.bench.
 
-writes  benchmarks/results.json  machine, versions, seed, rows
+writes  benchmarks/results.json  machine, versions, seed, seconds of each part, rows
         README.md                the same as a table between its markers
 
 Every part runs in a process of its own, since threads and memory are a process's. A row that falls short is shown.
 """
 
 import platform
+import time
 from concurrent.futures import ProcessPoolExecutor
 from dataclasses import asdict
 from importlib import import_module
@@ -40,12 +41,17 @@ def main(
     versions = {"python": platform.python_version(), **{name: version(name) for name in PACKAGES}}
     same = {"machine": machine(), "versions": versions, "seed": seed}
     before = read_json(out) if out.exists() else {}
-    found = {row["row"]: Row(**row) for row in before.pop("rows", ())} if before | same == before else {}
+    if before | same != before:
+        before = {}  # of another machine or other versions: not to be compared
+    found = {row["row"]: Row(**row) for row in before.get("rows", ())}
+    seconds = before.get("seconds", {})
     for name in progress(part or PARTS, desc="bench", unit="part"):
+        started = time.perf_counter()
         with ProcessPoolExecutor(1, mp_context=get_context("spawn")) as pool:
             found |= {row.row: row for row in pool.submit(rows_of, name, seed).result()}
+        seconds[name] = round(time.perf_counter() - started)
         # After each part: what was measured is not lost with what follows.
-        write_json(out, same | {"rows": [asdict(row) for row in found.values()]}, digits=4)
+        write_json(out, same | {"seconds": seconds, "rows": [asdict(row) for row in found.values()]}, digits=4)
     rows = list(found.values())
     if out == RESULTS:
         head, rest = README.read_text().split(BEGIN)

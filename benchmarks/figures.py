@@ -21,16 +21,19 @@ import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
+from io import StringIO
 from pathlib import Path
 from typing import Annotated
 
 import dvc.api
 import pandas as pd
+import yaml
 from dvc.scm import RevError
 from typer import Option
 
 from benchmarks.experiments import EXPERIMENTS
 from lesionlab.errors import InputError
+from lesionlab.evaluation.table import interval
 from lesionlab.files import read_json, whole_file, write_json
 from lesionlab.progress import progress
 from lesionlab.stage import run
@@ -82,6 +85,8 @@ def main(
 def run_one(name: str, data: Path, weights: Path) -> None:
     """Run one experiment and note how long it took."""
     experiment, root = EXPERIMENTS[name], Path.cwd()
+    if reference(name):  # of other settings
+        subprocess.run(["dvc", "exp", "remove", name], check=True)
     started = time.perf_counter()
     subprocess.run(experiment.command(name, data, weights), check=True, cwd=root / experiment.folder)
     note_seconds(name, time.perf_counter() - started)
@@ -126,13 +131,13 @@ def dense_against_windows(name: str) -> dict:
 
 @contextmanager
 def clone_of(name: str) -> Iterator[Path]:
-    """A clone with all that an experiment of this repository made, without any cache of activations."""
+    """A clone with all that an experiment made, the code as it is now, and no cache of activations."""
     with tempfile.TemporaryDirectory() as folder:
         root = Path.cwd()
         for command in (
-            f"git clone --quiet --no-checkout {shlex.quote(root.as_posix())} .",
+            f"git clone --quiet {shlex.quote(root.as_posix())} .",
             f"git fetch --quiet origin {reference(name)}",
-            "git checkout --quiet FETCH_HEAD",
+            "git checkout --quiet FETCH_HEAD -- params.yaml dvc.lock metrics plots",
             f"dvc config --local cache.dir {shlex.quote((root / '.dvc/cache').as_posix())}",
             "dvc checkout --quiet",
         ):
@@ -146,12 +151,20 @@ def read(name: str, path: str, mode: str = "r") -> str | bytes:
 
 
 def is_there(name: str) -> bool:
-    """Whether the experiment was run, in this repository."""
+    """Whether the experiment was run in this repository, with the settings that EXPERIMENTS has now, to its end."""
+    experiment = EXPERIMENTS[name]
     try:
-        read(name, "table.md" if EXPERIMENTS[name].study else "metrics/evaluate.json")
+        params = yaml.safe_load(read(name, "params.yaml"))
+        read(name, "table.md" if experiment.study else "metrics/evaluate.json")
     except (RevError, FileNotFoundError):
         return False
-    return True
+    same = True
+    for key, value in experiment.settings.items():
+        place = params if key.startswith("@") or not experiment.study else params["set"]
+        for part in key.lstrip("@").split("."):
+            place = place.get(part, {})
+        same &= place == value
+    return same
 
 
 def sections(text: str) -> dict[str, str]:
@@ -203,10 +216,11 @@ def commit_of(name: str) -> str:
     return f"{start}{rest}"[:7]
 
 
-def reference(name: str) -> str:
-    """The Git reference of an experiment: refs/exps/, the commit it ran on, its name."""
+def reference(name: str) -> str | None:
+    """The Git reference of an experiment of this clone: refs/exps/, the commit it ran on, its name."""
     command = ["git", "for-each-ref", "--format=%(refname)", f"refs/exps/*/*/{name}"]
-    return subprocess.run(command, check=True, capture_output=True, text=True).stdout.split()[-1]
+    found = subprocess.run(command, check=True, capture_output=True, text=True).stdout.split()
+    return found[-1] if found else None
 
 
 def study_page(name: str) -> list[str]:
@@ -257,22 +271,24 @@ def dense_table(ways: dict) -> list[str]:
     lines = ["", "| windows scored | threshold | recall | precision | false positives a frame | recall at 1 |"]
     lines += ["|---|---|---|---|---|---|"]
     for way, found in ways["ways"].items():
-        cells = [interval(found[key]) for key in ("recall", "precision", "false_positives_per_frame")]
+        cells = [interval(found.get(key)) for key in ("recall", "precision", "false_positives_per_frame")]
         lines.append(f"| {way} | {found['threshold']:.3f} | {' | '.join(cells)} | {found['recall_at_rate']:.3f} |")
     return [*lines, "", f"Both on the same {ways['frames']} test frames, each at its own validation threshold."]
 
 
 def explanation(explained: dict) -> list[str]:
     """What metrics/explain.json says of the heat inside lesions, where there are masks."""
-    if "share_inside" not in explained.get("gradcam", {}):
-        return []
-    cam = explained["gradcam"]
-    return [
-        "",
-        f"Grad-CAM on {explained['lesions']} test lesions: share of heat inside the lesion "
-        f"{interval(cam['share_inside'])}, of a random map's {interval(cam['random_share_inside'])}, of the same "
-        f"network's with random weights {interval(cam['randomised_share_inside'])}.",
-    ]
+    lines = []
+    for method, title in (("gradcam", "Grad-CAM"), ("hirescam", "HiResCAM")):
+        cam = explained.get(method, {})
+        if "share_inside" in cam:
+            lines += [
+                "",
+                f"{title} ({cam['layer']}) on {explained['lesions']} test lesions: share of heat inside the lesion "
+                f"{interval(cam['share_inside'])}, {interval(cam.get('times_random'), '.2f')} times a random map's and "
+                f"{interval(cam.get('times_randomised'), '.2f')} times that of the same network with random weights.",
+            ]
+    return lines
 
 
 def metrics_of(name: str, stage: str) -> dict:
@@ -282,8 +298,6 @@ def metrics_of(name: str, stage: str) -> dict:
 
 def table_of(name: str) -> pd.DataFrame:
     """table.csv of a study."""
-    from io import StringIO
-
     return pd.read_csv(StringIO(read(name, "table.csv")))
 
 
@@ -291,11 +305,6 @@ def protocol(metrics: dict) -> str:
     """Protocol, whether groups are kept apart, seed."""
     disjoint = "group-disjoint" if metrics["group_disjoint"] else "**not group-disjoint**"
     return f"Protocol {metrics['protocol']} ({disjoint}), seed {metrics['seed']}"
-
-
-def interval(figure: dict[str, float]) -> str:
-    """A value with its 95 % interval."""
-    return f"{figure['value']:.3f} [{figure['low']:.3f}, {figure['high']:.3f}]"
 
 
 def figure_on_test(experiment: str, metric: str, model: str = "finetune") -> Callable[[], str]:

@@ -92,8 +92,9 @@ def rows(seed: int) -> list[Row]:
             for case in sweep:
                 measure(f"plain {case.unfrozen_blocks}", train_plainly(case))
             with _folder() as folder:
-                # The last of a sweep freezes most: its prefix is computed on from those before.
-                for case in reversed(sweep):
+                # As the pipeline runs it: the head alone first, then the finetune runs, the largest number of blocks
+                # before the others, whose prefixes are computed on from its own.
+                for case in (sweep[0], *reversed(sweep[1:])):
                     measure(f"sweep {case.unfrozen_blocks}", train(case, folder))
             with _folder() as folder:
                 measure("last block", train(sweep[1], folder))
@@ -114,7 +115,7 @@ def rows(seed: int) -> list[Row]:
             SWEEP,
             sum(seconds[f"plain {k}"] for k in range(3)),
             sum(seconds[f"sweep {k}"] for k in range(3)),
-            sum(plain) / (prefix[0] + sum(suffix)),  # the deepest prefix holds the others
+            sum(plain) / (prefix[0] + prefix[1] + sum(suffix)),  # that of the head alone, and the deepest of the others
             2.5,
             sweep[0],
         ),

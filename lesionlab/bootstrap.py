@@ -21,12 +21,15 @@ def bootstrap(
     """Figures of all groups, and of `resamples` draws of groups with replacement: (k,) and (resamples, k).
 
     figures: a function of draws (n, groups), how often each group counts, that gives (n, k). Two calls with the same
-    groups, resamples, seed and purpose see the same draws, so that their difference is a paired one.
+    groups, resamples, seed and purpose see the same draws, so that their difference is a paired one. One group drawn
+    again and again says nothing about others: its resamples are NaN.
     """
     rng, even = generator(seed, purpose, "bootstrap"), np.full(groups, 1 / groups)
     starts = range(0, resamples, CHUNK)
     with np.errstate(invalid="ignore", divide="ignore"):
         value = figures(np.ones((1, groups)))[0]
+        if groups == 1:
+            return value, np.full((resamples, len(value)), np.nan)
         drawn = (rng.multinomial(groups, even, min(CHUNK, resamples - start)).astype("float64") for start in starts)
         return value, np.concatenate([figures(draws) for draws in drawn])
 
@@ -37,3 +40,8 @@ def interval(distribution: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
         warnings.simplefilter("ignore", RuntimeWarning)  # all of them are NaN
         low, high = np.nanpercentile(distribution, INTERVAL, axis=0)
     return low, high
+
+
+def described(value: float, low: float, high: float) -> dict[str, float | None]:
+    """A figure as metrics files hold it: value, low, high; None where no interval is known."""
+    return {"value": value, **{name: x if np.isfinite(x) else None for name, x in (("low", low), ("high", high))}}

@@ -9,7 +9,7 @@ from dataclasses import dataclass
 import numpy as np
 import pandas as pd
 
-from lesionlab.bootstrap import bootstrap, interval
+from lesionlab.bootstrap import bootstrap, described, interval
 from lesionlab.detection.boxes import IGNORED, NO_LESION
 
 RATES = (0.125, 0.25, 0.5, 1.0, 2.0, 4.0, 8.0)
@@ -67,9 +67,9 @@ def froc_figures(
     """Sensitivity at each of RATES, as value, low, high; none where no frame has a lesion."""
     figures = _sensitivity(detections, frames, RATES, resamples, seed).T
     return {
-        f"{rate:g}": dict(zip(("value", "low", "high"), figure.tolist(), strict=True))
+        f"{rate:g}": described(*figure.tolist())
         for rate, figure in zip(RATES, figures, strict=True)
-        if np.isfinite(figure).all()
+        if np.isfinite(figure[0])
     }
 
 
@@ -92,7 +92,7 @@ def average_precision(
         return gain.sum(axis=1, keepdims=True) / (draws @ ranking.lesions)[:, None]
 
     figure = _with_interval(area, ranking, resamples, seed)[:, 0]
-    return dict(zip(("value", "low", "high"), figure.tolist(), strict=True)) if np.isfinite(figure).all() else {}
+    return described(*figure.tolist()) if np.isfinite(figure[0]) else {}
 
 
 def found_by_centre(detections: pd.DataFrame) -> tuple[np.ndarray, np.ndarray]:
@@ -252,8 +252,4 @@ def _ratios(parts: dict[str, tuple[np.ndarray, np.ndarray]], resamples: int, see
         lambda draws: (draws @ above) / (draws @ below), len(above), resamples, seed, "detect"
     )
     low, high = interval(distribution)
-    return {
-        name: {"value": value[k], "low": low[k], "high": high[k]}
-        for k, name in enumerate(parts)
-        if np.isfinite([value[k], low[k], high[k]]).all()
-    }
+    return {name: described(value[k], low[k], high[k]) for k, name in enumerate(parts) if np.isfinite(value[k])}

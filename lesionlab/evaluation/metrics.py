@@ -54,8 +54,6 @@ class Figures:
     def table(self) -> pd.DataFrame:
         """A row a metric: metric, value, low, high (95 %, percentile bootstrap); of one group no interval is known."""
         low, high = interval(self.distribution.to_numpy())
-        if self.groups == 1:
-            low, high = np.full((2, len(self.values)), np.nan)
         columns = {"metric": self.values.index, "value": self.values.to_numpy(), "low": low, "high": high}
         return pd.DataFrame(columns)
 

@@ -4,7 +4,7 @@ import numpy as np
 import pandas as pd
 from scipy.stats import rankdata
 
-from lesionlab.bootstrap import bootstrap, interval
+from lesionlab.bootstrap import bootstrap, described, interval
 
 
 def share_inside(heat: np.ndarray, lesion: np.ndarray) -> np.ndarray:
@@ -62,9 +62,6 @@ def group_bootstrap(
         return means.to_numpy()
 
     value, distribution = bootstrap(figures, len(sums), resamples, seed, "explain")
-    low, high = interval(distribution) if len(sums) > 1 else np.full((2, len(value)), None)
-    return {
-        name: {"value": value[k], "low": low[k], "high": high[k]}
-        for k, name in enumerate([*values.columns, *ratios])
-        if np.isfinite(value[k])
-    }
+    low, high = interval(distribution)
+    names = [*values.columns, *ratios]
+    return {name: described(value[k], low[k], high[k]) for k, name in enumerate(names) if np.isfinite(value[k])}
