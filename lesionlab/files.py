@@ -130,13 +130,14 @@ def read_table(path: Path, columns: tuple[str, ...], text: tuple[str, ...] = ())
     return table
 
 
-INDEX_COLUMNS = ("id", "label", "group", "frame", "x", "y", "width", "height", "official", "hash")
+INDEX_COLUMNS = ("id", "label", "group", "frame", "x", "y", "width", "height", "official", "hash", "frame_digest")
 SPLIT_COLUMNS = ("id", "fold", "subset")
 
 
 def read_index(crops: Path) -> pd.DataFrame:
     """The table of crops, one row an image of `images.npy`, in the same order."""
-    return read_table(crops / "index.csv", INDEX_COLUMNS, text=("label", "group", "frame", "official", "hash"))
+    text = ("label", "group", "frame", "official", "hash", "frame_digest")
+    return read_table(crops / "index.csv", INDEX_COLUMNS, text=text)
 
 
 def read_images(crops: Path) -> np.ndarray:

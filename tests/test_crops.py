@@ -25,6 +25,7 @@ from lesionlab.data.crops import (
     describe_crops,
     draw_sheet,
     fit_whole,
+    frame_digest,
     lesion_boxes,
     lesion_windows,
 )
@@ -299,6 +300,21 @@ def test_hash_and_thumbnail_see_the_content_and_not_the_margins(tmp_path):
     assert len(bare.rows[0]["hash"]) == 16
     assert np.array_equal(bare.thumbnail, edged.thumbnail)
     assert not np.array_equal(bare.thumbnail, other.thumbnail)
+
+
+def test_frames_have_the_same_digest_where_their_pixels_are_equal(tmp_path):
+    picture = noise((60, 80, 3))
+    for name in ("a.png", "a.bmp"):
+        Image.fromarray(picture).save(tmp_path / name)
+    turned = picture.copy()
+    turned[30, 40, 1] ^= 1  # too little for the perceptual hash
+    frames = [Frame(name, tmp_path / name, None, "ill", "", "") for name in ("a.png", "a.bmp")]
+    frames.append(frame_of(tmp_path, "b", turned, label="ill"))
+    first, copy, other = (crop_frame(frame, ["well", "ill"], PARAMS, 32, 42).rows[0] for frame in frames)
+    assert first["frame_digest"] == copy["frame_digest"] != other["frame_digest"]
+    assert first["hash"] == copy["hash"] == other["hash"]
+    assert len(first["frame_digest"]) == 16
+    assert frame_digest(picture) != frame_digest(picture.reshape(80, 60, 3))
 
 
 def test_the_draw_depends_on_seed_and_name_only(drawn_phantom, tiny_card):

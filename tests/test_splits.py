@@ -93,7 +93,15 @@ def indexes(draw, fewest: int = 1, most: int = 25):
             )
     table = pd.DataFrame(rows)
     table.insert(0, "id", range(len(table)))
-    return table.assign(digest=table["id"].map("{:016x}".format))
+    return with_digests(table)
+
+
+def with_digests(index: pd.DataFrame) -> pd.DataFrame:
+    """Every crop and every frame unlike any other."""
+    frame, _ = pd.factorize(index["frame"])
+    return index.assign(
+        digest=index["id"].map("{:016x}".format), frame_digest=pd.Series(frame, index.index).map("{:016x}".format)
+    )
 
 
 def together(index: pd.DataFrame, bits: int) -> set[frozenset[int]]:
@@ -133,7 +141,7 @@ def make_index(groups: int, frames: int = 2, seed: int = 0, **columns: object) -
             rows.append({"label": label, "group": f"g{group}", "frame": f"g{group}f{frame}", "hash": hashed})
     table = pd.DataFrame(rows).assign(official="", x=0, y=0, width=9, height=9, **columns)
     table.insert(0, "id", range(len(table)))
-    return table.assign(digest=table["id"].map("{:016x}".format))
+    return with_digests(table)
 
 
 # Folds
@@ -224,6 +232,7 @@ def test_near_duplicates_join_their_groups_and_the_proof_counts_them():
         "groups_in_two_subsets": 0,
         "frames_in_two_subsets": 0,
         "identical_frames_across_subsets": 0,
+        "equal_hashes_across_subsets": 0,
         "near_duplicates_across_subsets": 1,
     }
 
@@ -231,7 +240,8 @@ def test_near_duplicates_join_their_groups_and_the_proof_counts_them():
 def test_the_proof_finds_what_is_shared():
     index = make_index(6)
     table = assign_folds(index, protocol("group"), 42)
-    index.loc[index["frame"] == "g1f1", "hash"] = index["hash"][0]  # the same picture in g0 and g1
+    same = ["hash", "frame_digest"]
+    index.loc[index["frame"] == "g1f1", same] = index.loc[0, same].to_numpy()  # the same picture in g0 and g1
     shared = table.assign(subset=np.where(index["group"] == "g1", "test", "train"))
     shared.loc[1, "subset"] = "val"  # one crop of g0f0
     with pytest.raises(InputError, match="groups are shared between subsets"):
@@ -241,6 +251,19 @@ def test_the_proof_finds_what_is_shared():
     assert description["proof"]["groups_in_two_subsets"] == 1
     assert description["proof"]["frames_in_two_subsets"] == 1
     assert description["proof"]["identical_frames_across_subsets"] == 1
+    assert description["proof"]["equal_hashes_across_subsets"] == 1
+
+
+def test_other_pixels_of_one_hash_are_shared_but_not_identical():
+    index = make_index(6)
+    table = assign_folds(index, protocol("group"), 42)
+    apart = table.assign(subset=np.where(index["group"] == "g1", "test", "train"))
+    index.loc[index["frame"] == "g1f1", "hash"] = index["hash"][0]
+    with pytest.raises(InputError, match=r"groups are shared between subsets: .*'equal_hashes_across_subsets': 1"):
+        describe_split(index, apart, protocol("group"), grouped=True, seed=42)
+    description = describe_split(index, apart, protocol("official"), grouped=True, seed=42)
+    assert description["group_disjoint"] is False
+    assert {name: count for name, count in description["proof"].items() if count} == {"equal_hashes_across_subsets": 1}
 
 
 def test_a_card_without_groups_is_never_group_disjoint():
@@ -317,7 +340,7 @@ def official_index() -> pd.DataFrame:
     number = index["group"].str[1:].astype(int)
     index["official"] = np.select([number < 10, number >= 38], ["test", "val"], "train")
     index.insert(0, "id", range(len(index)))
-    return index.assign(digest=index["id"].map("{:016x}".format))
+    return with_digests(index)
 
 
 def test_images_a_class_move_to_validation_in_whole_groups():
@@ -359,7 +382,7 @@ def test_duplicates_of_test_images_are_left_out_and_repeats_in_test_count_once()
     index.loc[train[8], ["hash", "digest"]] = index.loc[train[9], ["hash", "digest"]].to_numpy()  # harmless
     kept = assign_folds(index, protocol("official"), 42)
     before = describe_split(index, kept, protocol("official"), grouped=True, seed=42)
-    assert before["proof"]["near_duplicates_across_subsets"] + before["proof"]["identical_frames_across_subsets"] >= 3
+    assert before["proof"]["near_duplicates_across_subsets"] + before["proof"]["equal_hashes_across_subsets"] >= 3
     assert before["duplicates"]["repeated_crops_in_test"] == 1
     assert before["duplicates"]["crops_in_no_subset"] == 0
     params = protocol("official", drop_duplicates=True)

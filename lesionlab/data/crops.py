@@ -1,5 +1,6 @@
 """From frames to crops: margins off, windows around lesions and beside them, all of one size."""
 
+import hashlib
 import os
 from collections import deque
 from collections.abc import Iterator
@@ -208,6 +209,17 @@ def fit_whole(image: Image.Image, content: Box, size: int, whole_image: str) -> 
     return np.asarray(square)
 
 
+def frame_digest(pixels: np.ndarray) -> str:
+    """A checksum of a frame's decoded pixels: (height, width, 3) uint8 to 16 hexadecimal digits.
+
+    Of the pixels and not of the file, so that lossless copies in other formats have the same; of all of them, black
+    margins included.
+    """
+    digest = hashlib.sha256(str(pixels.shape).encode())
+    digest.update(np.ascontiguousarray(pixels))
+    return digest.hexdigest()[:16]
+
+
 def crop_frame(frame: Frame, classes: list[str], params: CropParams, size: int, seed: int) -> FrameCrops:
     """All crops of one frame; the draw depends on the seed and the frame's name alone.
 
@@ -230,12 +242,12 @@ def crop_frame(frame: Frame, classes: list[str], params: CropParams, size: int, 
         images = [cut(image, window, size) for window in windows]
     x, y, width, height = content
     grey = image.crop((x, y, x + width, y + height)).convert("L")
-    fingerprint = str(imagehash.phash(grey))
+    fingerprint, digest = str(imagehash.phash(grey)), frame_digest(pixels)
     rows = [
         {
             "label": label, "group": frame.group or frame.name, "frame": frame.name,
             "x": window[0], "y": window[1], "width": window[2], "height": window[3],
-            "official": frame.official, "hash": fingerprint,
+            "official": frame.official, "hash": fingerprint, "frame_digest": digest,
         }
         for window, label in zip(windows, labels, strict=True)
     ]  # fmt: skip

@@ -244,7 +244,7 @@ def _check_groups(index: pd.DataFrame, groups: np.ndarray, folds: int) -> None:
 
 
 def describe_split(index: pd.DataFrame, split: pd.DataFrame, params: SplitParams, *, grouped: bool, seed: int) -> dict:
-    """Sizes, class balance and the proof: groups and near-duplicate frames that lie in more than one subset.
+    """Sizes, class balance and the proof: groups, identical and near-duplicate frames that lie in more than one subset.
 
     grouped: whether the card names groups at all. Raises InputError when the protocol is `group` and a group is
     shared all the same.
@@ -309,14 +309,19 @@ def describe_external(
 
 
 def _proof(index: pd.DataFrame, subset: np.ndarray, bits: int) -> dict[str, int]:
-    """What lies in more than one subset: a group-disjoint split has zeros."""
+    """What lies in more than one subset: a group-disjoint split has zeros.
+
+    identical_frames: of equal pixels, by their digests. equal_hashes: perceptual hashes that frames of two subsets
+    have, be they identical or merely alike. near_duplicates: pairs of different hashes within `bits`.
+    """
     value, distinct = pd.factorize(index["hash"])
     subsets_of_hash = pd.Series(subset).groupby(value).agg(set)
     pairs = near_duplicates(_hashes(distinct), bits)
     return {
         "groups_in_two_subsets": _in_two(subset, index["group"]),
         "frames_in_two_subsets": _in_two(subset, index["frame"]),
-        "identical_frames_across_subsets": int((subsets_of_hash.map(len) > 1).sum()),
+        "identical_frames_across_subsets": _in_two(subset, index["frame_digest"]),
+        "equal_hashes_across_subsets": int((subsets_of_hash.map(len) > 1).sum()),
         "near_duplicates_across_subsets": sum(len(subsets_of_hash[a] | subsets_of_hash[b]) > 1 for a, b in pairs),
     }
 
