@@ -135,9 +135,14 @@ SPLIT_COLUMNS = ("id", "fold", "subset")
 
 
 def read_index(crops: Path) -> pd.DataFrame:
-    """The table of crops, one row an image of `images.npy`, in the same order."""
-    text = ("label", "group", "frame", "official", "hash", "frame_digest")
-    return read_table(crops / "index.csv", INDEX_COLUMNS, text=text)
+    """The table of crops, one row an image of `images.npy`, in the same order.
+
+    Columns that a card adds to those of INDEX_COLUMNS are text.
+    """
+    path, text = crops / "index.csv", ("label", "group", "frame", "official", "hash", "frame_digest")
+    table = read_table(path, INDEX_COLUMNS, text=text)
+    further = tuple(name for name in table if name not in INDEX_COLUMNS)
+    return read_table(path, INDEX_COLUMNS, text=(*text, *further)) if further else table
 
 
 def read_images(crops: Path) -> np.ndarray:

@@ -3,7 +3,7 @@
 reads   data/raw, datasets/<dataset>.yaml
 writes  data/crops/images.npy  (n, size, size, 3) uint8 RGB
         data/crops/index.csv   id, label, group, frame, x, y, width, height, official, hash,
-                               frame_digest
+                               frame_digest, and what the card's layout.columns names
         data/crops/thumbnails.npy  (frames, 16, 16) uint8 grey, in the order of index.csv
         metrics/crop.json      counts, and the broken images that were left out
         pictures/crops.png       contact sheet

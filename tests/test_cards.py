@@ -124,6 +124,14 @@ def test_only_the_rule_none_gives_up_on_group_disjoint_splits(groups, disjoint):
             "layout: takes subset (train, val, test) or fold (numbers), not both",
         ),
         (
+            {"layout": {"kind": "table", "file": "x.csv", "image": "y", "mask": "m", "columns": ["centre", "width"]}},
+            "layout: columns: 'width' is the name of a column that the program writes itself; rename it in x.csv",
+        ),
+        (
+            {"layout": {"kind": "table", "file": "x.csv", "image": "y", "mask": "m", "columns": ["a", "a"]}},
+            "layout: columns: ['a', 'a'] names one twice",
+        ),
+        (
             {"layout": {"kind": "class-folders", "folders": {"a": "background", "A": "polyp"}}, "groups": "none"},
             "layout: 'a' and a folder that differs from it in capitals alone mean two things",
         ),
@@ -205,6 +213,7 @@ def test_every_layout_of_the_template_is_accepted(folder):
     assert layouts[0].folders["polyps (2020)"] == "polyp"
     assert layouts[0].subsets == {"train": "train", "validation": "val", "test": "test"}
     assert (layouts[1].label, layouts[1].mask, layouts[1].subset) == ("diagnosis", None, "split")
+    assert layouts[1].columns == ("centre", "scanner")
 
 
 def test_every_group_rule_of_the_template_is_accepted(folder):

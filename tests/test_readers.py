@@ -547,6 +547,21 @@ def test_a_table_gives_labels_groups_and_the_published_split(tmp_path):
     assert frames[0].image == tmp_path / "release" / "a.png"
 
 
+def test_further_columns_of_a_table_are_kept_as_text_and_may_be_empty(tmp_path):
+    cells = [("north", "007"), (" ", "NA"), ("", "1.50")]
+    add_table(tmp_path, [row | {"centre": c, "scanner": s} for row, (c, s) in zip(ROWS, cells, strict=True)])
+    card = make_card(TABLE | {"columns": ["centre", "scanner"]}, {"column": "patient"}, ("0", "1"))
+    frames = read_frames(card, tmp_path)
+    assert {f.name: f.further for f in frames} == {
+        "b/2.png": {"centre": "north", "scanner": "007"},
+        "b/1 x.png": {"centre": "", "scanner": "NA"},
+        "a.png": {"centre": "", "scanner": "1.50"},
+    }
+    card = make_card(TABLE | {"columns": ["centre", "vendor"]}, {"column": "patient"}, ("0", "1"))
+    columns = "path, diagnosis, patient, split, centre, scanner"
+    assert refusal(card, tmp_path) == f"{tmp_path}/index.csv: column 'vendor' is missing (has: {columns})"
+
+
 def test_a_table_of_masks(tmp_path):
     rows = [
         {"path": "1.png", "mask": "m/1.png", "sequence": "s1"},

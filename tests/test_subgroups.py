@@ -3,11 +3,16 @@
 import numpy as np
 import pandas as pd
 import pytest
+from PIL import Image
 from sklearn.metrics import accuracy_score, recall_score, roc_auc_score
+from tiny import CARD
 
+from lesionlab.data.cards import RESERVED_COLUMNS, Card
+from lesionlab.data.crops import crop_all
 from lesionlab.errors import InputError
 from lesionlab.evaluation.metrics import Scores, with_intervals
-from lesionlab.evaluation.subgroups import subgroup_levels, subgroup_table
+from lesionlab.evaluation.subgroups import LESION_SIZE, UNKNOWN, subgroup_levels, subgroup_table
+from lesionlab.files import read_index
 
 CLASSES = ["background", "polyp"]
 
@@ -46,6 +51,50 @@ def test_one_size_is_one_subgroup():
 def test_a_column_that_is_not_there_is_named():
     with pytest.raises(InputError, match=r"'scanner' is no column .*lesion_size, width, centre, fold"):
         subgroup_levels(index(), "scanner")
+
+
+def test_empty_cells_are_a_subgroup_of_their_own():
+    ages = pd.Series(["", *map(str, range(20, 80)), "", "41.5"], name="age")
+    levels = subgroup_levels(ages.to_frame(), "age")
+    assert levels.cat.categories[-1] == UNKNOWN
+    assert levels.value_counts()[UNKNOWN] == 2
+    assert levels.value_counts().drop(UNKNOWN).between(20, 21).all()
+    assert levels.iloc[1] == levels.cat.categories[0]
+    assert levels.notna().all()
+    mixed = subgroup_levels(ages.replace("41.5", "old").to_frame(), "age")
+    assert mixed.tolist() == [UNKNOWN, *map(str, range(20, 80)), UNKNOWN, "old"]
+    groups = subgroup_levels(ages.rename("group").to_frame(), "group")  # the index's own: names, though of digits
+    assert groups.tolist()[1:3] == ["20", "21"]
+    codes = subgroup_levels(pd.DataFrame({"scanner": ["007", "", "7"]}), "scanner")
+    assert codes.tolist() == ["007", UNKNOWN, "7"]
+
+
+def test_a_column_of_a_cards_table_comes_to_the_table_of_subgroups(tmp_path, tiny_params):
+    rng = np.random.default_rng(3)
+    centres, rows = ["north", "south, hill", ""], []
+    for number in range(24):
+        Image.fromarray(rng.integers(40, 220, (40, 50, 3)).astype("uint8")).save(tmp_path / f"{number:02}.png")
+        rows.append({"path": f"{number:02}.png", "class": CLASSES[number % 2], "case": number // 2})
+        rows[-1] |= {"centre": centres[number % 3], "age": "" if number < 4 else 20 + number}
+    pd.DataFrame(rows).to_csv(tmp_path / "frames.csv", index=False)
+    layout = {"kind": "table", "file": "frames.csv", "image": "path", "label": "class", "columns": ["centre", "age"]}
+    card = Card.model_validate(CARD | {"layout": layout, "groups": {"column": "case"}})
+    crop_all(tmp_path, tmp_path / "crops", card, tiny_params.crop, 32, 42)
+    table = read_index(tmp_path / "crops")
+    assert table["centre"].tolist() == [row["centre"] for row in rows]
+    labels = (table["label"] == CLASSES[1]).astype(int).to_numpy()
+    whole = Scores(labels, np.eye(2)[labels], pd.factorize(table["group"])[0], 0.5)
+    levels = {column: subgroup_levels(table, column) for column in ("centre", "age")}
+    found = subgroup_table({"finetune": whole}, levels, CLASSES, 50, 5).query("metric == 'accuracy'")
+    assert found[found["column"] == "centre"].set_index("level")["crops"].to_dict() == {
+        "north": 8, "south, hill": 8, UNKNOWN: 8,
+    }  # fmt: skip
+    ages = found[found["column"] == "age"].set_index("level")["crops"].to_dict()
+    assert ages == {"24 to 30.3333": 7, "30.3333 to 36.6667": 6, "36.6667 to 43": 7, UNKNOWN: 4}
+
+
+def test_a_card_cannot_name_a_column_as_the_derived_one():
+    assert LESION_SIZE in RESERVED_COLUMNS
 
 
 def test_each_subgroup_has_the_figures_of_its_crops_alone():

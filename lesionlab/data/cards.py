@@ -7,10 +7,13 @@ from typing import Annotated, Literal, get_args
 from pydantic import Discriminator, Field, PositiveInt, Tag, model_validator
 
 from lesionlab.errors import InputError
+from lesionlab.files import INDEX_COLUMNS, SPLIT_COLUMNS
 from lesionlab.params import ModelParams, PositiveFloat, Section, SplitParams, read_yaml
 
 Subset = Literal["train", "val", "test"]
 SUBSETS: tuple[Subset, ...] = get_args(Subset)
+# Columns that a card cannot add to the crops' index: its own, those that the split adds, and the derived subgroup.
+RESERVED_COLUMNS = frozenset((*INDEX_COLUMNS, *SPLIT_COLUMNS, "digest", "lesion_size"))
 
 
 class Source(Section):
@@ -59,6 +62,8 @@ class Table(Section):
 
     Images have a label, or a mask from which lesions are cut out, or both: then the whole image is of the class, and
     the mask says where it is to be seen. The column `subset` holds train, val, test or nothing; `fold` a number.
+
+    columns: further ones that go into the crops' index as text, for `evaluate.subgroups`; cells may be empty.
     """
 
     kind: Literal["table"]
@@ -68,6 +73,7 @@ class Table(Section):
     mask: str | None = None
     subset: str | None = None
     fold: str | None = None
+    columns: tuple[Annotated[str, Field(min_length=1)], ...] = ()
 
     @model_validator(mode="after")
     def _columns_fit(self) -> "Table":
@@ -75,6 +81,14 @@ class Table(Section):
             raise ValueError("takes label (a class an image), mask (lesions are cut out) or both")
         if self.subset is not None and self.fold is not None:
             raise ValueError("takes subset (train, val, test) or fold (numbers), not both")
+        if len(set(self.columns)) < len(self.columns):
+            raise ValueError(f"columns: {list(self.columns)} names one twice")
+        for column in self.columns:
+            if column in RESERVED_COLUMNS:
+                raise ValueError(
+                    f"columns: '{column}' is the name of a column that the program writes itself; rename it in "
+                    f"{self.file}"
+                )
         return self
 
 

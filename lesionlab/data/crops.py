@@ -247,7 +247,7 @@ def crop_frame(frame: Frame, classes: list[str], params: CropParams, size: int, 
         {
             "label": label, "group": frame.group or frame.name, "frame": frame.name,
             "x": window[0], "y": window[1], "width": window[2], "height": window[3],
-            "official": frame.official, "hash": fingerprint, "frame_digest": digest,
+            "official": frame.official, "hash": fingerprint, "frame_digest": digest, **frame.further,
         }
         for window, label in zip(windows, labels, strict=True)
     ]  # fmt: skip
@@ -325,7 +325,8 @@ def crop_all(
         with (temporary / "thumbnails.npy").open("wb") as stream:
             _write_header(stream, (len(thumbnails), SIDE, SIDE))
             stream.writelines(thumbnails)
-        index = pd.DataFrame(rows, columns=[name for name in INDEX_COLUMNS if name != "id"])
+        columns = [*INDEX_COLUMNS, *frames[0].further]
+        index = pd.DataFrame(rows, columns=[name for name in columns if name != "id"])
         index.insert(0, "id", np.arange(len(index)))
         for name in card.classes:
             if not (index["label"] == name).any():

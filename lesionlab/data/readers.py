@@ -7,7 +7,7 @@ import re
 import struct
 import sys
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import partial
 from itertools import pairwise
 from pathlib import Path
@@ -55,7 +55,8 @@ class Frame:
     name: path below the raw folder, with forward slashes. label: its class, where the whole image has one. mask: its
     lesion mask; with a label it says where the class is to be seen, without one windows are cut around the lesions.
     group: who it must stay with ("" under the rules `none` and `near-duplicates`: itself). official: subset of the
-    published split or number of the published fold, as text; "" where there is none.
+    published split or number of the published fold, as text; "" where there is none. further: cells of the columns
+    that the card's layout adds to the crops' index, "" where they are empty.
     """
 
     name: str
@@ -64,6 +65,7 @@ class Frame:
     label: str | None
     group: str
     official: str
+    further: dict[str, str] = field(default_factory=dict)
 
 
 def read_frames(card: Card, raw: Path) -> list[Frame]:
@@ -266,7 +268,7 @@ def _read_table(card: Card, reading: Reading, raw: Path) -> list[Frame]:
     column_of_group = rule.column if isinstance(rule, GroupRule) and rule.file is None else None
     runs = rule.runs if isinstance(rule, GroupRule) and rule.runs else []
     wanted = [layout.image, layout.label, layout.mask, column_of_group, *runs, layout.subset, layout.fold]
-    columns = tuple(dict.fromkeys(column for column in wanted if column is not None))
+    columns = tuple(dict.fromkeys(column for column in [*wanted, *layout.columns] if column is not None))
     table = read_table(file, columns, text=columns)
     if runs:
         changes = (table[runs] != table[runs].shift()).any(axis=1)
@@ -296,7 +298,8 @@ def _read_table(card: Card, reading: Reading, raw: Path) -> list[Frame]:
                 f"{file}: label '{label}' of {row[layout.image]} is not in classes of {card_path(card.name)} "
                 f"({', '.join(card.classes)})"
             )
-        frames.append(Frame(_name_below(raw, path), path, mask, label, group, _official(layout, row, file)))
+        further = {name: row[name].strip() for name in layout.columns}
+        frames.append(Frame(_name_below(raw, path), path, mask, label, group, _official(layout, row, file), further))
     return frames
 
 

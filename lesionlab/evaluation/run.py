@@ -1,5 +1,6 @@
 """Each model on the test subset: metrics with intervals, comparison, calibration, uncertainty, subgroups, pictures."""
 
+import re
 import time
 from dataclasses import dataclass
 from functools import partial
@@ -277,7 +278,8 @@ def _draw(
             points("risk_coverage", list(networks)), errors, titled(list(networks), "aurc", "area"),
         )  # fmt: skip
         for column, table in tables["subgroups"].groupby("column", sort=False):
-            pictures.draw_subgroups(folder / f"subgroups_{column}.png", table, str(column))
+            name = re.sub(r"[^\w.-]", "_", str(column))  # a card's column may be called anything
+            pictures.draw_subgroups(folder / f"subgroups_{name}.png", table, str(column))
         rows = crops.rows("test")
         for folder_of_model in paths.models:
             model = folder_of_model.name

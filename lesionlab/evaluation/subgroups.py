@@ -9,15 +9,17 @@ from pandas.api.types import is_numeric_dtype
 
 from lesionlab.errors import InputError
 from lesionlab.evaluation.metrics import Scores, classification_metrics, resample
+from lesionlab.files import INDEX_COLUMNS
 
 LESION_SIZE = "lesion_size"
+UNKNOWN = "unknown"  # the subgroup of crops whose cell is empty
 METRICS = ("accuracy", "recall", "specificity", "roc_auc")
 FEW_LEVELS = 3  # a numeric column with more values is cut in thirds
 FEW_GROUPS = 10  # below it the bootstrap over groups gives rough intervals
 
 
 def subgroup_levels(index: pd.DataFrame, column: str) -> pd.Series:
-    """The subgroup of every crop: a name, equal to the column's text, or the third that a number lies in.
+    """The subgroup of every crop: the column's text, the third that a number lies in, or `unknown` for an empty cell.
 
     index: all crops, not only those of the test subset, so that the thirds are the same for every fold.
     `lesion_size` is derived: the side in pixels of a crop's window in its frame, which is the lesion's longer side
@@ -31,11 +33,23 @@ def subgroup_levels(index: pd.DataFrame, column: str) -> pd.Series:
     else:
         known = ", ".join([LESION_SIZE, *index.columns])
         raise InputError(f"params.yaml: evaluate.subgroups: '{column}' is no column of the crops' index (has: {known})")
-    if not is_numeric_dtype(values) or values.nunique() <= FEW_LEVELS:
-        return values.astype(str)
-    edges = np.unique(values.quantile([0, 1 / 3, 2 / 3, 1]))
+    filled = values != ""
+    numbers = _numbers(values[filled])
+    if numbers is None or numbers.nunique() <= FEW_LEVELS:
+        return values.astype(str).where(filled, UNKNOWN)
+    edges = np.unique(numbers.quantile([0, 1 / 3, 2 / 3, 1]))
     names = [f"{low:g} to {high:g}" for low, high in pairwise(edges)]
-    return pd.cut(values, edges, labels=names, include_lowest=True).astype(pd.CategoricalDtype(names, ordered=True))
+    thirds = pd.cut(numbers, edges, labels=names, include_lowest=True).astype(str)
+    names += [] if filled.all() else [UNKNOWN]
+    return thirds.reindex(values.index, fill_value=UNKNOWN).astype(pd.CategoricalDtype(names, ordered=True))
+
+
+def _numbers(values: pd.Series) -> pd.Series | None:
+    """The same as numbers, None where a value is none. Of the index's own columns text is a name, digits or not."""
+    if is_numeric_dtype(values):
+        return values
+    numbers = pd.to_numeric(values, errors="coerce")
+    return None if values.name in INDEX_COLUMNS or not np.isfinite(numbers).all() else numbers
 
 
 def subgroup_table(
