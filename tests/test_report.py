@@ -304,6 +304,14 @@ def test_without_any_stage_each_section_is_a_line(tmp_path, monkeypatch):
     assert "metrics/detect.json is absent or not readable" in page().text
 
 
+def test_a_table_without_rows_is_nothing(project):
+    path = Path("plots/evaluate/subgroups.csv")
+    write_table(path, pd.read_csv(path).head(0))
+    found = page()
+    assert "Subgroups" not in found.tables
+    assert "The evaluate stage wrote nothing about subgroups." in found.text
+
+
 def test_shared_groups_and_a_warning_of_the_evaluation_stand_out(project):
     assert page().warnings == []
     write_json(Path("metrics/evaluate.json"), EVALUATED | {"group_disjoint": False, "warning": "Colour does as well."})

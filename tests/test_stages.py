@@ -522,6 +522,8 @@ def test_three_classes_without_masks_go_through_evaluate(three_classes):
         assert model["architecture"]["classes"] == ["left", "middle", "right"]
         assert model["threshold"] is None
     assert metrics["baseline"]["roc_auc"]["value"] > 0.6
+    assert pd.read_csv("plots/evaluate/subgroups.csv").empty  # by lesion_size: there is none
+    assert not list(Path("pictures/evaluate").glob("subgroups*"))
 
 
 @pytest.mark.slow

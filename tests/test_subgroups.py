@@ -11,7 +11,7 @@ from lesionlab.data.cards import RESERVED_COLUMNS, Card
 from lesionlab.data.crops import crop_all
 from lesionlab.errors import InputError
 from lesionlab.evaluation.metrics import Scores, with_intervals
-from lesionlab.evaluation.subgroups import LESION_SIZE, UNKNOWN, subgroup_levels, subgroup_table
+from lesionlab.evaluation.subgroups import LESION_SIZE, UNKNOWN, subgroup_columns, subgroup_levels, subgroup_table
 from lesionlab.files import read_index
 
 CLASSES = ["background", "polyp"]
@@ -46,6 +46,18 @@ def test_numbers_are_cut_in_thirds_and_names_are_not():
 
 def test_one_size_is_one_subgroup():
     assert set(subgroup_levels(index().assign(width=300), "lesion_size")) == {"300"}
+
+
+def test_whole_images_have_no_lesion_size(capsys):
+    windows = index().assign(frame=np.arange(90) // 3)
+    assert subgroup_columns(windows, ["centre", "lesion_size"]) == ["centre", "lesion_size"]
+    assert capsys.readouterr().err == ""
+    whole = index().assign(frame=np.arange(90))
+    assert subgroup_columns(whole, ["centre", "lesion_size"]) == ["centre"]
+    expected = "evaluate: no subgroups by lesion_size: every crop is a whole image, not a lesion\n"
+    assert capsys.readouterr().err == expected
+    assert subgroup_columns(whole, ["centre"]) == ["centre"]
+    assert capsys.readouterr().err == ""
 
 
 def test_a_column_that_is_not_there_is_named():

@@ -17,7 +17,7 @@ from lesionlab.evaluation.candidates import Candidate, Crops
 from lesionlab.evaluation.comparison import COMPARED, compare
 from lesionlab.evaluation.controls import CONTROLS, warn_of_controls
 from lesionlab.evaluation.metrics import Figures, resample
-from lesionlab.evaluation.subgroups import subgroup_levels, subgroup_table
+from lesionlab.evaluation.subgroups import subgroup_columns, subgroup_levels, subgroup_table
 from lesionlab.evaluation.uncertainty import (
     decision_uncertainty,
     referral_metrics,
@@ -59,7 +59,8 @@ def run_evaluation(paths: Paths, params: EvaluateParams, *, batch_size: int, see
     """
     started = time.perf_counter()
     crops = candidates.read_crops(paths.crops, paths.split)
-    levels = {column: subgroup_levels(crops.index, column) for column in params.subgroups}
+    columns = subgroup_columns(crops.index, params.subgroups)
+    levels = {column: subgroup_levels(crops.index, column) for column in columns}
     found, pairs, classes = _candidates(paths, crops, params, batch_size, seed)
     figures = {name: candidate.figures(params.resamples, seed) for name, candidate in found.items()}
     networks = {name: candidate for name, candidate in found.items() if candidate.uncalibrated is not None}

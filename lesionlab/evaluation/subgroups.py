@@ -1,5 +1,6 @@
 """On whom does a model work: metrics by sequence, centre, scanner, size of the lesion."""
 
+import sys
 from functools import partial
 from itertools import pairwise
 
@@ -16,6 +17,17 @@ UNKNOWN = "unknown"  # the subgroup of crops whose cell is empty
 METRICS = ("accuracy", "recall", "specificity", "roc_auc")
 FEW_LEVELS = 3  # a numeric column with more values is cut in thirds
 FEW_GROUPS = 10  # below it the bootstrap over groups gives rough intervals
+
+
+def subgroup_columns(index: pd.DataFrame, wanted: list[str]) -> list[str]:
+    """`wanted` without `lesion_size` where each crop is a whole image, whose size says nothing of a lesion's.
+
+    What is left out is said on the console.
+    """
+    if LESION_SIZE not in wanted or not index["frame"].is_unique:
+        return wanted
+    print(f"evaluate: no subgroups by {LESION_SIZE}: every crop is a whole image, not a lesion", file=sys.stderr)
+    return [column for column in wanted if column != LESION_SIZE]
 
 
 def subgroup_levels(index: pd.DataFrame, column: str) -> pd.Series:

@@ -272,7 +272,8 @@ def _evaluation_part(name: str, pattern: str) -> list:
         for path in sorted(Path("plots/evaluate").glob("*.csv"))
         if wanted.search(path.stem) and not POINTS.match(path.stem)
     ]
-    parts = [csv_table(path) for path in files] + _pictures(Path("pictures/evaluate"), only=wanted)
+    tables = [table for table in map(csv_table, files) if table.rows]
+    parts = tables + _pictures(Path("pictures/evaluate"), only=wanted)
     return parts or [Text(f"The evaluate stage wrote nothing about {name}.")]
 
 
