@@ -131,15 +131,15 @@ def dense_against_windows(name: str) -> dict:
 
 @contextmanager
 def clone_of(name: str) -> Iterator[Path]:
-    """A clone with all that an experiment made, the code as it is now, and no cache of activations."""
+    """A clone with the code that an experiment ran on, all that it made, and no cache of activations."""
     with tempfile.TemporaryDirectory() as folder:
         root = Path.cwd()
         for command in (
-            f"git clone --quiet {shlex.quote(root.as_posix())} .",
+            f"git clone --quiet --no-checkout {shlex.quote(root.as_posix())} .",
             f"git fetch --quiet origin {reference(name)}",
-            "git checkout --quiet FETCH_HEAD -- params.yaml dvc.lock metrics plots",
+            "git checkout --quiet FETCH_HEAD",
             f"dvc config --local cache.dir {shlex.quote((root / '.dvc/cache').as_posix())}",
-            "dvc checkout --quiet",
+            "dvc checkout --quiet dvc.yaml",
         ):
             subprocess.run(shlex.split(command), check=True, cwd=folder)
         yield Path(folder)
