@@ -213,13 +213,46 @@ def test_only_an_earlier_run_is_replaced(project):
     """The pictures themselves, a folder of something else and a file stay."""
     for out in ("pictures", ".", "pictures/.."):
         assert "holds the pictures of --frames pictures and would be replaced" in refusal(out=Path(out))
-    assert "--out datasets: holds other files and would be replaced" in refusal(out=Path("datasets"))
+    assert "--out datasets: holds other files (tiny-phantom.yaml) and" in refusal(out=Path("datasets"))
     assert "--out params.yaml: is a file" in refusal(out=Path("params.yaml"))
     assert (project / "pictures" / "slide.png").exists()
     (project / "found").mkdir()
     detect()
     detect(tile=20)
     assert len(pd.read_csv(project / "found" / "tiles.csv")) == 4 * PATCHES.size
+
+
+def test_the_pipeline_s_data_folder_is_no_earlier_run(project):
+    """It holds a detections.csv as a run of the lesions kind does, beside what cannot be had again."""
+    data = project / "data"
+    for name in ("crops/index.csv", "detections.csv", "split.csv"):
+        (data / name).parent.mkdir(exist_ok=True)
+        (data / name).write_text("id\n")
+    before = sorted(data.rglob("*"))
+    assert refusal(out=Path("data")).startswith("--out data: holds other files (crops) and would be replaced; name a")
+    assert sorted(data.rglob("*")) == before
+
+
+@pytest.mark.parametrize(
+    ("entries", "replaced"),
+    [
+        ({"detections.csv", "heatmaps", "overlays"}, True),
+        ({"tiles.csv", "classmaps", "probabilities", ".DS_Store"}, True),
+        ({"tiles.csv", "classmaps", "probabilities", "notes.txt"}, False),
+        ({"detections.csv", "heatmaps", "overlays", "tiles.csv"}, False),
+        ({"heatmaps", "overlays"}, False),
+    ],
+)
+def test_every_entry_of_a_folder_that_is_replaced_is_a_run_s(project, entries, replaced):
+    found = project / "found"
+    for name in entries:
+        (found / name).mkdir(parents=True)
+    if replaced:
+        detect()
+        assert {path.name for path in found.iterdir()} == {"tiles.csv", "classmaps", "probabilities"}
+    else:
+        assert "holds other files" in refusal()
+        assert {path.name for path in found.iterdir()} == entries
 
 
 def test_the_maps_are_those_of_the_saved_model(project):

@@ -8,6 +8,7 @@ from PIL import Image
 
 from lesionlab.data.cards import Card, card_path, read_card
 from lesionlab.data.readers import IMAGE_SUFFIXES, read_rgb
+from lesionlab.data.unpack import is_residue
 from lesionlab.detection.boxes import boxes_table
 from lesionlab.detection.pictures import draw_class_map, draw_overlay
 from lesionlab.detection.run import Detector
@@ -18,7 +19,11 @@ from lesionlab.models.saved import MODEL_FILE, Classifier, load_classifier
 from lesionlab.params import Params
 from lesionlab.progress import progress
 
-TABLES = ("detections.csv", "tiles.csv")  # one of them is in every folder that was written here
+# What a run writes, by its table: `out` is replaced as a whole, so nothing else may be in it.
+WRITTEN = {
+    "detections.csv": {"detections.csv", "heatmaps", "overlays"},
+    "tiles.csv": {"tiles.csv", "classmaps", "probabilities"},
+}
 
 
 def detect_folder(
@@ -80,11 +85,16 @@ def _check_replaceable(out: Path, frames: Path) -> None:
         raise InputError(f"--out {out}: holds the pictures of --frames {frames} and would be replaced; name another")
     if out.exists() and not out.is_dir():
         raise InputError(f"--out {out}: is a file; name a folder")
-    if out.exists() and any(out.iterdir()) and not any((out / name).exists() for name in TABLES):
-        raise InputError(
-            f"--out {out}: holds other files and would be replaced; name a new folder, or an earlier run's "
-            f"({' or '.join(TABLES)} is in it)"
-        )
+    present = {path.name for path in out.iterdir() if not is_residue(path.name)} if out.exists() else set()
+    if not present or any(table in present and present <= names for table, names in WRITTEN.items()):
+        return
+    # The pipeline's data/ holds a detections.csv too: the table alone does not tell an earlier run.
+    other = min(present.difference(*WRITTEN.values()), default=min(present))
+    runs = " or ".join(f"{table} and its pictures" for table in WRITTEN)
+    raise InputError(
+        f"--out {out}: holds other files ({other}) and would be replaced; name a new folder, or an earlier run's, in "
+        f"which nothing but {runs} is"
+    )
 
 
 def _kind_of(card: Card | None, model: Path, dataset: str) -> Literal["lesions", "tiles"]:
