@@ -42,7 +42,7 @@ def main(
         Option(
             min=8,
             help="your own pictures, tiles: side in pixels of the picture, of what a training image showed; else the "
-            "card's image_size, which is printed",
+            "card's tile or the network's image size, which is printed",
         ),
     ] = None,
     stride: Annotated[
