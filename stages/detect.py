@@ -14,7 +14,7 @@ writes  found/detections.csv, found/heatmaps/, found/overlays/
 or, for tissue, where every part of a picture is of one of the classes,
         found/tiles.csv       file, x, y, width, height, class, probability, probability_<class>
         found/classmaps/      each picture, the class of its tiles and how probable it is
-        found/probabilities/  <picture>_<class>.png, 255 is probability 1
+        found/probabilities/  <picture>/<class>.png, 255 is probability 1
 The card of the model's data set says which (detect: windows or tiles); --map overrules it.
 """
 

@@ -12,7 +12,7 @@ from tiny_networks import SIZE, tiny_architecture
 import stages.detect
 from lesionlab.detection import tiles
 from lesionlab.detection.pictures import CLASS_COLOURS, class_colours
-from lesionlab.detection.tiles import NO_TILE, classify_tiles, map_name, save_maps
+from lesionlab.detection.tiles import NO_TILE, classify_tiles, map_names, save_maps
 from lesionlab.errors import InputError
 from lesionlab.models.networks import build_network
 from lesionlab.models.saved import Classifier, Description, load_classifier, save_classifier
@@ -23,16 +23,16 @@ PATCHES = np.array([[0, 1, 2, 1], [2, 0, 0, 1], [1, 1, 2, 0]])
 COLOURS = np.array([[200, 60, 60], [60, 200, 60], [60, 60, 200]], dtype="uint8")
 
 
-def colour_classifier(dataset: str = "tissue") -> Classifier:
+def colour_classifier(classes: list[str] = CLASSES) -> Classifier:
     """Dense layers set by hand: the logit of class k is five times the mean of channel k in [-1, 1]."""
-    architecture = tiny_architecture(None, filters=(), dense=0, dropout=0.0, classes=CLASSES)
+    architecture = tiny_architecture(None, filters=(), dense=0, dropout=0.0, classes=classes)
     network = build_network(architecture, seed=1)
     kernel = np.zeros((SIZE, SIZE, 3, 3), dtype="float32")
     for k in range(3):
         kernel[..., k, k] = 5 / SIZE**2
     network.get_layer("logits").set_weights([kernel.reshape(-1, 3), np.zeros(3)])
     description = Description(
-        architecture=architecture, stage="baseline", dataset=dataset, protocol="group", seed=1, unfrozen_blocks=None,
+        architecture=architecture, stage="baseline", dataset="tissue", protocol="group", seed=1, unfrozen_blocks=None,
         blocks=[], threshold=None, temperature=2.0, environment={},
     )  # fmt: skip
     return Classifier(description, network)
@@ -118,7 +118,7 @@ def test_the_files_of_a_tile_map(project, capsys):
     found = project / "found"
     files = {path.relative_to(found).as_posix() for path in found.rglob("*") if path.is_file()}
     names = ("red-stroma", "green", "blue")
-    assert files == {"tiles.csv", "classmaps/slide.png", *(f"probabilities/slide_{name}.png" for name in names)}
+    assert files == {"tiles.csv", "classmaps/slide.png", *(f"probabilities/slide/{name}.png" for name in names)}
     table = pd.read_csv(found / "tiles.csv")
     columns = [f"probability_{name}" for name in CLASSES]
     assert list(table) == ["file", "x", "y", "width", "height", "class", "probability", *columns]
@@ -127,7 +127,7 @@ def test_the_files_of_a_tile_map(project, capsys):
     assert table["class"].tolist() == [CLASSES[k] for k in PATCHES.ravel()]
     np.testing.assert_allclose(table[columns].sum(axis=1), 1, atol=2e-6)
     np.testing.assert_allclose(table["probability"], expected_probability(), rtol=1e-5)
-    maps = [np.asarray(Image.open(found / "probabilities" / f"slide_{name}.png")) for name in names]
+    maps = [np.asarray(Image.open(found / "probabilities" / "slide" / f"{name}.png")) for name in names]
     assert maps[0].shape == (3 * TILE, 4 * TILE)
     np.testing.assert_array_equal(np.argmax(maps, axis=0)[:: TILE // 2, :: TILE // 2][::2, ::2], PATCHES)
     assert maps[0].max() == round(255 * expected_probability())
@@ -173,7 +173,7 @@ def test_options_of_the_other_kind_are_refused(project):
 def test_a_picture_smaller_than_a_tile_is_refused_before_any_is_looked_at(project, monkeypatch):
     Image.fromarray(patchwork()[:30]).save(project / "pictures" / "strip.png")
     monkeypatch.setattr(tiles, "_cut_alone", lambda *_: pytest.fail("a tile was cut"))
-    assert refusal().startswith("pictures/strip.png: 160x30 pixels, smaller than a tile of 40; --tile PIXELS says")
+    assert refusal().startswith("pictures/strip.png: its shorter side of 30 pixels is smaller than a tile of 40;")
 
 
 def test_pictures_whose_maps_would_have_one_name_are_refused(project):
@@ -262,11 +262,49 @@ def test_the_maps_are_those_of_the_saved_model(project):
     np.testing.assert_allclose(read, given, rtol=1e-5)
 
 
-@pytest.mark.parametrize(
-    ("label", "name"), [("TUM", "s_TUM.png"), ("complex stroma", "s_complex-stroma.png"), ("a/b+", "s_a-b+.png")]
-)
-def test_class_names_become_file_names(label, name):
-    assert map_name("s", label) == name
+def test_class_names_become_file_names():
+    assert map_names(["TUM", "complex stroma", "a/b+"]) == ["TUM.png", "complex-stroma.png", "a-b+.png"]
+
+
+@pytest.mark.parametrize("classes", [["a b", "c", "a-b"], ["a/b", "a b"], ["Stroma", "stroma"]])
+def test_classes_whose_maps_would_have_one_name_are_refused(classes):
+    first, last = classes[0], classes[-1]
+    with pytest.raises(InputError, match=f"classes '{first}' and '{last}' would have one file name"):
+        map_names(classes)
+
+
+def test_such_classes_are_refused_before_any_picture_is_looked_at(project, monkeypatch):
+    save_classifier(project / "model", colour_classifier(["a b", "green", "a-b"]))
+    monkeypatch.setattr("lesionlab.detection.folder.shorter_side", lambda _: pytest.fail("a picture was read"))
+    assert "rename one in the data set's card" in refusal()
+
+
+def test_names_that_meet_at_the_picture_and_the_class_keep_their_maps_apart(project):
+    """Picture a of class b_c and picture a_b of class c."""
+    save_classifier(project / "model", colour_classifier(["b_c", "c", "other"]))
+    (project / "pictures" / "slide.png").rename(project / "pictures" / "a.png")
+    Image.fromarray(patchwork(PATCHES[::-1])).save(project / "pictures" / "a_b.png")
+    detect()
+    found = project / "found" / "probabilities"
+    assert len(list(found.rglob("*.png"))) == 6
+    for stem, patches, name, number in (("a", PATCHES, "b_c", 0), ("a_b", PATCHES[::-1], "c", 1)):
+        called = np.asarray(Image.open(found / stem / f"{name}.png"))[::TILE, ::TILE] > 127
+        np.testing.assert_array_equal(called, patches == number)
+
+
+def test_a_picture_turned_by_its_camera_is_as_large_as_it_is_seen(project):
+    """Orientation 6 of EXIF: the map is 120 wide and 160 high, and the shorter side is the same."""
+    turned = Image.Exif()
+    turned[0x0112] = 6
+    (project / "pictures" / "slide.png").unlink()
+    for suffix in ("jpg", "tif", "png"):
+        path = project / "pictures" / f"turned_{suffix}.{suffix}"
+        Image.fromarray(patchwork()).save(path, exif=turned)
+    detect(tile=3 * TILE)
+    for suffix in ("jpg", "tif", "png"):
+        found = np.asarray(Image.open(project / "found" / "probabilities" / f"turned_{suffix}" / "green.png"))
+        assert found.shape == (4 * TILE, 3 * TILE)
+    assert "its shorter side of 120 pixels is smaller than a tile of 121" in refusal(tile=3 * TILE + 1)
 
 
 def test_no_two_classes_share_a_colour():

@@ -137,10 +137,25 @@ def read_rgb(path: Path) -> np.ndarray:
                 return np.repeat(_window(np.asarray(image, dtype="float32"))[..., None], 3, axis=2)
             return np.asarray(image if image.mode == "RGB" else image.convert("RGB"))
     except _UNREADABLE as error:
-        raise BrokenImageError(
-            f"{path}: cannot be read as an image ({error}); replace the file, or leave it out with "
-            "crop.skip_broken=true"
-        ) from None
+        raise _broken(path, error) from None
+
+
+def shorter_side(path: Path) -> int:
+    """Pixels of an image's shorter side, by its header alone; turning it, as `read_rgb` may, does not change it.
+
+    Raises BrokenImageError when the file is not an image or too large for Pillow's limit.
+    """
+    try:
+        with Image.open(path) as image:
+            return min(image.size)
+    except _UNREADABLE as error:
+        raise _broken(path, error) from None
+
+
+def _broken(path: Path, error: Exception) -> BrokenImageError:
+    return BrokenImageError(
+        f"{path}: cannot be read as an image ({error}); replace the file, or leave it out with crop.skip_broken=true"
+    )
 
 
 def brightest(image: np.ndarray) -> np.ndarray:

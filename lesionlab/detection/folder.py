@@ -7,12 +7,12 @@ import pandas as pd
 from PIL import Image
 
 from lesionlab.data.cards import Card, card_path, read_card
-from lesionlab.data.readers import IMAGE_SUFFIXES, read_rgb
+from lesionlab.data.readers import IMAGE_SUFFIXES, read_rgb, shorter_side
 from lesionlab.data.unpack import is_residue
 from lesionlab.detection.boxes import boxes_table
 from lesionlab.detection.pictures import draw_class_map, draw_overlay
 from lesionlab.detection.run import Detector
-from lesionlab.detection.tiles import classify_tiles, map_name, save_maps, tiles_table
+from lesionlab.detection.tiles import classify_tiles, map_names, save_maps, tiles_table
 from lesionlab.errors import InputError
 from lesionlab.files import file_digest, read_json, whole_folder, write_table
 from lesionlab.models.saved import MODEL_FILE, Classifier, load_classifier
@@ -73,7 +73,7 @@ def _pictures_of(frames: Path) -> list[Path]:
         raise InputError(f"{frames}: holds no picture ({', '.join(IMAGE_SUFFIXES)})")
     by_stem: dict[str, Path] = {}
     for path in pictures:
-        other = by_stem.setdefault(path.stem, path)
+        other = by_stem.setdefault(path.stem.casefold(), path)
         if other != path:
             raise InputError(f"{frames}: the maps of {other.name} and {path.name} would have one name; rename one")
     return pictures
@@ -143,27 +143,27 @@ def map_tiles(
     """Lay each picture out in tiles, each of its most probable class.
 
     out: folder for tiles.csv (`tiles_table`), classmaps/ (the picture and its map) and probabilities/ (greyscale PNG
-    <stem>_<class>.png, 255 is probability 1). tile: side in pixels. stride: step in parts of it; where tiles overlap a
+    <stem>/<class>.png, 255 is probability 1). tile: side in pixels. stride: step in parts of it; where tiles overlap a
     map holds their mean.
-    Raises InputError when a picture is smaller than a tile.
+    Raises InputError when a picture is smaller than a tile, or two classes would have one file name.
     """
-    for path in pictures:
-        height, width = read_rgb(path).shape[:2]
-        if min(height, width) < tile:
-            raise InputError(
-                f"{path}: {width}x{height} pixels, smaller than a tile of {tile}; --tile PIXELS says how many a "
-                "training image would cover here"
-            )
     classes, tables = classifier.description.architecture.classes, []
+    names = map_names(classes)
+    for path in pictures:
+        side = shorter_side(path)
+        if side < tile:
+            raise InputError(
+                f"{path}: its shorter side of {side} pixels is smaller than a tile of {tile}; --tile PIXELS says how "
+                "many a training image would cover here"
+            )
     with whole_folder(out) as folder:
-        maps = folder / "probabilities"
-        maps.mkdir()
         for path in progress(pictures, desc="detect", unit="picture"):
             pixels = read_rgb(path)
             boxes, probabilities = classify_tiles(pixels, classifier, tile, stride, params.training.batch_size)
             tables.append(tiles_table(path.name, boxes, probabilities, classes))
-            files = [maps / map_name(path.stem, name) for name in classes]
-            called, highest = save_maps(files, boxes, probabilities, pixels.shape[:2])
+            maps = folder / "probabilities" / path.stem
+            maps.mkdir(parents=True)
+            called, highest = save_maps([maps / name for name in names], boxes, probabilities, pixels.shape[:2])
             title = f"{path.name}: {len(boxes)} tiles of {tile} pixels"
             draw_class_map(folder / "classmaps" / f"{path.stem}.png", pixels, called, highest, classes, title)
         result = pd.concat(tables, ignore_index=True)

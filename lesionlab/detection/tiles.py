@@ -11,6 +11,7 @@ from PIL import Image
 from lesionlab.data.crops import content_box, cut
 from lesionlab.detection.boxes import BOX
 from lesionlab.detection.windows import heat_map, window_grid
+from lesionlab.errors import InputError
 from lesionlab.models.networks import softmax
 from lesionlab.models.saved import Classifier
 from lesionlab.progress import progress
@@ -72,7 +73,20 @@ def save_maps(paths: Iterable[Path], boxes: np.ndarray, probabilities: np.ndarra
     return called, highest
 
 
-def map_name(stem: str, label: str) -> str:
-    """File name of one class's map of a picture; what a file name cannot hold becomes '-'."""
-    label = re.sub(r"[^\w.+-]+", "-", label)
-    return f"{stem}_{label}.png"
+def map_names(classes: list[str]) -> list[str]:
+    """File name of each class's map of a picture; what a file name cannot hold becomes '-'.
+
+    Raises InputError when two classes would have one name, also where a file system takes large letters for small.
+    """
+    class_of: dict[str, str] = {}
+    names = []
+    for label in classes:
+        name = re.sub(r"[^\w.+-]+", "-", label) + ".png"
+        other = class_of.setdefault(name.casefold(), label)
+        if other != label:
+            raise InputError(
+                f"the maps of the classes '{other}' and '{label}' would have one file name ({name}); rename one in the "
+                "data set's card and train the model again"
+            )
+        names.append(name)
+    return names
