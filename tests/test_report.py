@@ -37,7 +37,7 @@ class Page(HTMLParser):
     def __init__(self, text: str):
         super().__init__()
         self.open, self.loads, self.links, self.sections, self.warnings = [], [], [], [], []
-        self.tables, self.pictures, self.text = {}, [], ""
+        self.tables, self.pictures, self.text, self.text_of = {}, [], "", {}
         self.feed(text)
         assert self.open == []
 
@@ -54,6 +54,7 @@ class Page(HTMLParser):
             self.pictures.append(attributes["src"])
         if tag == "section":
             self.sections.append(attributes["id"])
+            self.text_of[attributes["id"]] = ""
         if tag == "table":
             self.rows = []
         if tag == "tr":
@@ -68,6 +69,8 @@ class Page(HTMLParser):
 
     def handle_data(self, data):
         self.text += data
+        if "section" in self.open:
+            self.text_of[self.sections[-1]] += data
         if "caption" in self.open and "small" not in self.open:
             self.tables[data.strip()] = self.rows
         if {"td", "th"} & set(self.open):
@@ -273,20 +276,43 @@ def test_the_same_bytes_when_made_again(project):
 @pytest.mark.parametrize(
     ("folder", "said"),
     [
-        ("metrics", "metrics/evaluate.json is absent"),
-        ("plots", "The evaluate stage wrote nothing about comparison."),
-        ("pictures", ""),
-        ("models", "models/<model>/model.json is absent"),
-        ("datasets", "card (datasets/<dataset>.yaml) is absent"),
+        ("metrics", {"models": "metrics/evaluate.json is absent"}),
+        ("plots", {"comparison": "The evaluate stage wrote nothing about comparison."}),
+        (
+            "pictures",
+            {
+                "data": "pictures/crops.png is absent or not readable: run dvc repro crop.",
+                **dict.fromkeys(
+                    ("models", "calibration", "uncertainty", "subgroups"),
+                    "pictures/evaluate is absent or not readable: run dvc repro evaluate.",
+                ),
+                "explanation": "pictures/explain is absent or not readable: run dvc repro explain.",
+                "detection": "pictures/detections is absent or not readable: run dvc repro detect.",
+            },
+        ),
+        ("models", {"card": "models/<model>/model.json is absent"}),
+        ("datasets", {"data": "card (datasets/<dataset>.yaml) is absent"}),
     ],
 )
 def test_a_folder_that_is_absent_is_said_and_stops_nothing(project, folder, said):
     shutil.rmtree(folder)
     found = page()
     assert found.sections == SECTIONS
-    assert said in found.text
+    for section, line in said.items():
+        assert line in found.text_of[section]
+    assert "absent" not in found.text_of["comparison"]
     of_stages, learning = folder != "pictures", folder != "plots"
     assert len(found.pictures) == len(list(Path("pictures").rglob("*.png"))) * of_stages + learning
+
+
+def test_a_folder_in_which_a_stage_had_nothing_to_draw_is_not_called_absent(project):
+    """Of whole images nothing is detected; the crops' sheet is missed beside other pictures."""
+    shutil.rmtree("pictures/detections")
+    Path("pictures/detections").mkdir()
+    Path("pictures/crops.png").unlink()
+    found = page()
+    assert "absent" not in found.text_of["detection"]
+    assert "pictures/crops.png is absent" in found.text_of["data"]
 
 
 def test_without_any_stage_each_section_is_a_line(tmp_path, monkeypatch):

@@ -17,7 +17,7 @@ from lesionlab.data.cards import Card, read_card
 from lesionlab.data.thumbnails import likeness
 from lesionlab.errors import InputError
 from lesionlab.files import read_table
-from lesionlab.pictures import MODEL_COLOURS, save_figure
+from lesionlab.pictures import MODEL_COLOURS, model_colour, save_figure
 from lesionlab.report.tables import (
     POINTS,
     Table,
@@ -88,10 +88,10 @@ def build_sections(out: Path) -> list[Section]:
         Section("split", "Split", _split()),
         Section("training", "Training", _training(out)),
         Section("models", "Models on the test subset", _models(evaluated)),
-        Section("comparison", "Comparison", _evaluation_part("comparison", "comparison")),
-        Section("calibration", "Calibration", _evaluation_part("calibration", "calibration")),
-        Section("uncertainty", "Uncertainty", _evaluation_part("uncertainty", "uncertainty")),
-        Section("subgroups", "Subgroups", _evaluation_part("subgroups", "subgroups")),
+        Section("comparison", "Comparison", _evaluation_part("comparison", drawn=False)),
+        Section("calibration", "Calibration", _evaluation_part("calibration")),
+        Section("uncertainty", "Uncertainty", _evaluation_part("uncertainty")),
+        Section("subgroups", "Subgroups", _evaluation_part("subgroups")),
         Section("explanation", "Explanation", _explanation()),
         Section("detection", "Detection", _detection()),
         Section("studies", "Studies", _studies()),
@@ -179,7 +179,8 @@ def _data_set(card: Card | None) -> list:
         parts += [Text(note) for note in card.notes]
     cropped = read_metrics(Path("metrics/crop.json"))
     parts += json_tables(cropped, "metrics/crop.json", "Crops") if cropped else [_absent("metrics/crop.json", "crop")]
-    return [*parts, *_pictures(Path("pictures"), recursive=False)]
+    sheet = Path("pictures/crops.png")
+    return [*parts, *_pictures(sheet.parent, "crop", needed=sheet, recursive=False)]
 
 
 def _rule(card: Card) -> str:
@@ -237,8 +238,9 @@ def draw_learning(path: Path, histories: dict[str, pd.DataFrame]) -> None:
     ):
         for name, table in histories.items():
             if column in table:
-                colour = MODEL_COLOURS.get(name, "black")
-                axis.plot(table["epoch"], table[column], color=colour, label=name, marker=".", linewidth=1.5)
+                axis.plot(
+                    table["epoch"], table[column], color=model_colour(name), label=name, marker=".", linewidth=1.5
+                )
         axis.set(xlabel="epoch", ylabel=label)
         axis.xaxis.get_major_locator().set_params(integer=True)
         axis.grid(alpha=0.3)
@@ -248,7 +250,7 @@ def draw_learning(path: Path, histories: dict[str, pd.DataFrame]) -> None:
 
 def _models(evaluated: dict | None) -> list:
     other = re.compile("|".join(SECTION_OF_PICTURE.values()))
-    pictures = _pictures(Path("pictures/evaluate"), skip=other)
+    pictures = _pictures(Path("pictures/evaluate"), "evaluate", skip=other)
     if evaluated is None:
         return [_absent("metrics/evaluate.json", "evaluate"), *pictures]
     source = "metrics/evaluate.json"
@@ -264,23 +266,28 @@ def _models(evaluated: dict | None) -> list:
     return [*parts, *pictures]
 
 
-def _evaluation_part(name: str, pattern: str) -> list:
-    """A section of what the evaluate stage wrote as CSV and pictures under names that belong to it."""
-    wanted = re.compile(SECTION_OF_PICTURE.get(name, pattern))
+def _evaluation_part(name: str, *, drawn: bool = True) -> list:
+    """A section of what the evaluate stage wrote as CSV and pictures under names that belong to it.
+
+    drawn: the stage draws pictures of it, so that their absence is said.
+    """
+    wanted = re.compile(SECTION_OF_PICTURE[name])
     files = [
         path
         for path in sorted(Path("plots/evaluate").glob("*.csv"))
         if wanted.search(path.stem) and not POINTS.match(path.stem)
     ]
-    tables = [table for table in map(csv_table, files) if table.rows]
-    parts = tables + _pictures(Path("pictures/evaluate"), only=wanted)
+    folder = Path("pictures/evaluate")
+    parts = [table for table in map(csv_table, files) if table.rows]
+    parts += _pictures(folder, "evaluate", only=wanted) if drawn or folder.is_dir() else []
     return parts or [Text(f"The evaluate stage wrote nothing about {name}.")]
 
 
 def _explanation() -> list:
     explained = read_metrics(Path("metrics/explain.json"))
+    pictures = _pictures(Path("pictures/explain"), "explain")
     if explained is None:
-        return [_absent("metrics/explain.json", "explain"), *_pictures(Path("pictures/explain"))]
+        return [_absent("metrics/explain.json", "explain"), *pictures]
     parts = [
         Text(
             "Share of heat inside the lesion and pointing game (hottest pixel in the lesion), on windows re-cut around "
@@ -294,16 +301,15 @@ def _explanation() -> list:
     methods = {key: value for key, value in explained.items() if isinstance(value, dict)}
     parts += json_tables(explained, "metrics/explain.json", "How it was measured", skip=tuple(methods))
     parts += matrices(methods, "metrics/explain.json", "Heat and lesions")
-    return [*parts, *_pictures(Path("pictures/explain"))]
+    return [*parts, *pictures]
 
 
 def _detection() -> list:
     detected = read_metrics(Path("metrics/detect.json"))
+    pictures = _pictures(Path("pictures/detections"), "detect")
     if detected is None:
-        return [_absent("metrics/detect.json", "detect"), *_pictures(Path("pictures/detections"))]
-    parts = json_tables(detected, "metrics/detect.json", "Detection")
-    parts += [csv_table(path) for path in sorted(Path("plots/detect").glob("*.csv")) if not POINTS.match(path.stem)]
-    return [*parts, *_pictures(Path("pictures/detections"))]
+        return [_absent("metrics/detect.json", "detect"), *pictures]
+    return [*json_tables(detected, "metrics/detect.json", "Detection"), *pictures]
 
 
 def _studies() -> list:
@@ -453,12 +459,23 @@ def _md5(path: Path) -> str:
 
 
 def _pictures(
-    folder: Path, *, recursive: bool = True, only: re.Pattern | None = None, skip: re.Pattern | None = None
-) -> list[Picture]:
-    """The pictures below a folder with their captions."""
+    folder: Path,
+    stage: str,
+    *,
+    needed: Path | None = None,
+    recursive: bool = True,
+    only: re.Pattern | None = None,
+    skip: re.Pattern | None = None,
+) -> list[Picture | Text]:
+    """The pictures below a folder with their captions; first a line where `needed` (else the folder) is absent.
+
+    A folder without a picture is nothing absent: of whole images no lesion is detected.
+    """
+    needed = needed or folder
+    absent = [] if needed.exists() else [_absent(needed.as_posix(), stage)]
     found = folder.rglob("*.png") if recursive else folder.glob("*.png")
     numbered = re.compile(r"_\d+$")  # one of several alike: they come last
-    return [
+    return absent + [
         Picture(path, caption(path))
         for path in sorted(found, key=lambda path: (bool(numbered.search(path.stem)), path.as_posix()))
         if (only is None or only.search(path.stem)) and (skip is None or not skip.search(path.stem))
