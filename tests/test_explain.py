@@ -1,8 +1,10 @@
 """Class activation maps, their agreement with masks, and occlusion, against figures worked out by hand."""
 
 from dataclasses import replace
+from pathlib import Path
 
 import keras
+import matplotlib.pyplot as plt
 import numpy as np
 import pandas as pd
 import pytest
@@ -19,7 +21,8 @@ from lesionlab.errors import InputError
 from lesionlab.explanation import cam
 from lesionlab.explanation.agreement import group_bootstrap, pointing_game, random_maps, rank_correlation, share_inside
 from lesionlab.explanation.occlusion import fall_map, occlusion
-from lesionlab.explanation.run import choose_layers, measure, summarise
+from lesionlab.explanation.pictures import Example, draw_frames
+from lesionlab.explanation.run import Case, choose_cases, choose_layers, example_frames, measure, summarise
 from lesionlab.explanation.windows import LesionWindows, evenly, lesion_windows_of
 from lesionlab.models.networks import build_network
 from lesionlab.models.saved import Classifier, Description
@@ -359,3 +362,70 @@ def test_the_fall_is_that_of_the_log_odds(classifier):
     assert len(table) == 1
     assert table["probability"][0] == pytest.approx(after, abs=1e-6)
     assert table["fall"][0] == pytest.approx(expected, abs=1e-4)
+
+
+# ---- cases
+
+
+PROBABILITIES = [0.9, 0.55, 0.02, 0.97, 0.4, 0.6]  # of the lesion
+LABELS = ["polyp", "polyp", "polyp", "background", "background", "background"]
+
+
+def test_cases_are_right_wrong_by_sureness_and_uncertain(classifier, tiny_params, monkeypatch):
+    """Two a kind, threshold 0.5; the crops of other subsets are not looked at."""
+    monkeypatch.setattr(
+        Classifier, "predict", lambda _, images, rows, *__: np.column_stack([1 - images[rows], images[rows]])
+    )
+    index = pd.DataFrame({"label": ["polyp", *LABELS]})
+    images, rows = np.array([0.5, *PROBABILITIES]), np.arange(1, 7)
+    correct, wrong, uncertain = choose_cases(classifier, index, rows, images, tiny_params).values()
+    assert {case.row for case in correct} == {1, 2}
+    assert [case.row for case in wrong] == [3, 4]
+    assert [case.row for case in uncertain] == [2, 5]
+    assert [case.title for case in wrong] == ["polyp 0.02\nis polyp", "polyp 0.97\nis background"]
+    assert {case.target for case in (*correct, *wrong, *uncertain)} == {1}
+
+
+def seen_frames(monkeypatch) -> list[str]:
+    """Names of the frames that are explained, instead of explaining them."""
+    seen = []
+
+    def explain_frame(_, __, frame, ___):
+        seen.append(frame.name)
+        return Example(frame.name, np.zeros((4, 6, 3), "uint8"), None, {})
+
+    monkeypatch.setattr("lesionlab.explanation.run.explain_frame", explain_frame)
+    return seen
+
+
+def test_the_frames_are_those_of_the_first_cases_of_each_kind(drawn_phantom, tiny_card, tiny_params, monkeypatch):
+    seen = seen_frames(monkeypatch)
+    frames = read_frames(tiny_card, drawn_phantom)[:3]
+    a, b, c = (frame.name for frame in frames)
+    index = pd.DataFrame({"frame": [a, a, b, c], "x": [1, 2, 3, 4], "y": 5, "width": 7, "height": 7})
+    cases = {"correct": [0, 1, 2, 3], "wrong": [3], "uncertain": []}
+    cases = {kind: [Case(row, 1, f"polyp 0.{row}\nis polyp") for row in rows] for kind, rows in cases.items()}
+    params = tiny_params.model_copy(update={"explain": tiny_params.explain.model_copy(update={"frames": 2})})
+    blocks = example_frames(None, {}, cases, index, frames, params)
+    assert seen == [a, b, c]
+    assert {kind: [example.window for example in examples] for kind, examples in blocks.items()} == {
+        "correct": [(1, 5, 7, 7), (3, 5, 7, 7)], "wrong": [(4, 5, 7, 7)], "uncertain": [],
+    }  # fmt: skip
+    assert blocks["correct"][1].title == f"{b}\npolyp 0.2, is polyp"
+    labelled = [replace(frame, label="polyp") for frame in frames]
+    assert not any(example_frames(None, {}, cases, index, labelled, params).values())
+
+
+def test_the_picture_of_frames_names_each_kind_that_has_a_case_and_outlines_its_crop(monkeypatch):
+    drawn: list[plt.Figure] = []
+    monkeypatch.setattr("lesionlab.explanation.pictures.save_figure", lambda figure, _: drawn.append(figure))
+    heat = dict.fromkeys(cam.METHODS, np.ones((40, 60)))
+    example = Example("frame\npolyp 0.9, is polyp", np.zeros((40, 60, 3), "uint8"), None, heat, (10, 5, 20, 20))
+    draw_frames(Path("frames.png"), {"correct": [example, example], "wrong": [], "uncertain": [example]}, "note")
+    [figure] = drawn
+    assert [part.get_suptitle() for part in figure.subfigs] == ["correct", "uncertain"]
+    assert [len(part.axes) for part in figure.subfigs] == [6, 3]
+    for axis, title in zip(figure.subfigs[1].axes, (example.title, "Grad-CAM", "HiResCAM"), strict=True):
+        assert axis.get_title() == title
+        assert axis.patches[0].get_bbox().bounds == (9.5, 4.5, 20, 20)
+    plt.close(figure)

@@ -6,7 +6,10 @@ from pathlib import Path
 
 import matplotlib.pyplot as plt
 import numpy as np
+from matplotlib.patches import Rectangle
+from matplotlib.patheffects import withStroke
 
+from lesionlab.data.crops import Box
 from lesionlab.pictures import LESION_COLOUR, save_figure
 
 HEAT_COLOURS = "inferno"
@@ -24,13 +27,14 @@ class Example:
     """A picture with its maps.
 
     title: one line or two. pixels: (height, width, 3) uint8. lesion: (height, width), or None without a mask.
-    heat: a map (height, width) for each method.
+    heat: a map (height, width) for each method. window: x, y, width, height of the crop that the title is about.
     """
 
     title: str
     pixels: np.ndarray
     lesion: np.ndarray | None
     heat: dict[str, np.ndarray]
+    window: Box | None = None
 
 
 def draw_heat(axis: plt.Axes, pixels: np.ndarray, heat: np.ndarray) -> None:
@@ -64,22 +68,26 @@ def draw_examples(path: Path, blocks: dict[str, Sequence[Example]], note: str) -
     save_figure(figure, path)
 
 
-def draw_frames(path: Path, examples: Sequence[Example], note: str) -> None:
-    """Whole frames, a line each: the frame, and its heat by each method."""
-    height, width = examples[0].pixels.shape[:2]
-    inches = 2.9
-    figure, axes = plt.subplots(
-        len(examples), 1 + len(METHOD_NAMES), squeeze=False, layout="constrained",
-        figsize=(inches * (1 + len(METHOD_NAMES)), (inches * height / width + 0.2) * len(examples)),
-    )  # fmt: skip
-    for line, example in zip(axes, examples, strict=True):
-        _draw_column(line, example)
-        line[0].set_title(example.title, fontsize=8)
-        for axis, name in zip(line[1:], METHOD_NAMES.values(), strict=True):
-            axis.set_title(name, fontsize=8)
-            axis.axis("off")
-        line[0].axis("off")
-    figure.supxlabel(note, fontsize=8)
+def draw_frames(path: Path, blocks: dict[str, Sequence[Example]], note: str) -> None:
+    """A block of lines for each kind of case, a whole frame a line: the frame, and its heat by each method.
+
+    Of the blocks at least one has an example; those without are left out.
+    """
+    kinds = {kind: examples for kind, examples in blocks.items() if examples}
+    tallest = max(example.pixels.shape[0] / example.pixels.shape[1] for block in kinds.values() for example in block)
+    inches, title = 2.9, 0.3
+    heights = [title + (inches * tallest + 0.4) * len(examples) for examples in kinds.values()]
+    figure = plt.figure(figsize=(inches * (1 + len(METHOD_NAMES)), sum(heights)), layout="constrained")
+    parts = figure.subfigures(len(kinds), 1, squeeze=False, height_ratios=heights)[:, 0]
+    for part, (kind, examples) in zip(parts, kinds.items(), strict=True):
+        part.suptitle(kind, x=0.01, ha="left", fontsize=10, fontweight="bold")
+        axes = part.subplots(len(examples), 1 + len(METHOD_NAMES), squeeze=False)
+        for line, example in zip(axes, examples, strict=True):
+            _draw_column(line, example)
+            for axis, name in zip(line, (example.title, *METHOD_NAMES.values()), strict=True):
+                axis.set_title(name, fontsize=8)
+                axis.axis("off")
+    figure.text(0.01, -0.005, note, fontsize=8, va="top")
     save_figure(figure, path)
 
 
@@ -90,6 +98,16 @@ def _draw_column(axes: Sequence[plt.Axes], example: Example) -> None:
     if example.lesion is not None and example.lesion.min() < 0.5 <= example.lesion.max():
         for axis in axes:
             axis.contour(example.lesion, levels=[0.5], colors=LESION_COLOUR, linewidths=1)
+    if example.window is not None:
+        x, y, width, height = example.window
+        seen_on_white = [withStroke(linewidth=2.4, foreground="black")]
+        for axis in axes:
+            axis.add_patch(
+                Rectangle(
+                    (x - 0.5, y - 0.5), width, height, fill=False, edgecolor="white", linewidth=1.2,
+                    path_effects=seen_on_white,
+                )
+            )  # fmt: skip
 
 
 def draw_agreement(path: Path, figures: dict[str, dict], title: str) -> None:

@@ -1,7 +1,7 @@
 """What the fine-tuned network looked at: heat on test crops and frames, and its agreement with lesion masks."""
 
 import time
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import numpy as np
@@ -35,6 +35,7 @@ from lesionlab.seeds import derive_seed, generator
 RANDOM_NETWORKS = 3  # whose weights are drawn again: one draw may favour the centre or the border by chance
 FRAME_WINDOW, FRAME_STRIDE = 0.4, 0.25  # windows on whole frames: side in parts of the frame, step in parts of a window
 FIGURES = ("share_inside", "pointing")
+WINDOW = ("x", "y", "width", "height")  # columns of the index: where a crop lies in its frame
 
 
 @dataclass(frozen=True)
@@ -49,6 +50,15 @@ class Paths:
     metrics: Path
     table: Path
     pictures: Path
+
+
+@dataclass(frozen=True)
+class Case:
+    """A test crop that is shown. row: in the index and the images. target: number of the class that is explained."""
+
+    row: int
+    target: int
+    title: str  # two lines: the class explained and its probability; the crop's class
 
 
 def run_explanation(paths: Paths, card: Card, params: Params) -> None:
@@ -92,20 +102,22 @@ def run_explanation(paths: Paths, card: Card, params: Params) -> None:
         metrics |= {method: {"layer": layer} for method, layer in chosen.items()}
     with whole_folder(paths.pictures) as pictures:
         test = np.flatnonzero(index["subset"] == "test")
-        blocks = example_crops(classifier, chosen, index, test, frames, read_images(paths.crops), params)
+        images = read_images(paths.crops)
+        cases = choose_cases(classifier, index, test, images, params)
+        blocks = example_crops(classifier, chosen, cases, index, frames, images, params)
         note = (
             f"{card.name}, test crops, {paths.model.name}; heat: evidence for the class named first, scaled to each "
             "map's maximum; outline: lesion"
         )
         draw_examples(pictures / "crops.png", blocks, note)
-        whole = [frame for frame in frames if subset_of[frame.name] == "test" and frame.label is None]
-        examples = [explain_frame(classifier, chosen, frame, params) for frame in evenly(whole, settings.frames)]
-        if examples:
-            draw_frames(
-                pictures / "frames.png",
-                examples,
-                "mean heat of the windows over each pixel, weighted by their probability; outline: lesion",
+        blocks = example_frames(classifier, chosen, cases, index, frames, params)
+        if any(blocks.values()):
+            note = (
+                f"{card.name}, test frames of such crops (white square), {paths.model.name}; blue outline: lesion\n"
+                f"heat: evidence for {card.classes[-1]}, the mean of windows over each pixel, weighted by their "
+                "probability; scaled to each map's maximum"
             )
+            draw_frames(pictures / "frames.png", blocks, note)
         if figures:
             title = f"{card.name}: {metrics['lesions']} lesions of {metrics['groups']} test groups; 95 % intervals"
             draw_agreement(pictures / "agreement.png", figures, title)
@@ -194,16 +206,10 @@ def summarise(table: pd.DataFrame, resamples: int, seed: int) -> dict[str, dict]
     }
 
 
-def example_crops(
-    classifier: Classifier,
-    layers: dict[Method, str],
-    index: pd.DataFrame,
-    rows: np.ndarray,
-    frames: list[Frame],
-    images: np.ndarray,
-    params: Params,
-) -> dict[str, list[Example]]:
-    """Test crops that the network got right, got wrong (the surest first), and was least sure of, with their heat.
+def choose_cases(
+    classifier: Classifier, index: pd.DataFrame, rows: np.ndarray, images: np.ndarray, params: Params
+) -> dict[str, list[Case]]:
+    """Test crops that the network got right, got wrong (the surest first), and was least sure of, by kind.
 
     rows: of the test subset in `index` and `images`; at most `explain.crops` are looked at, drawn at random.
     """
@@ -228,27 +234,80 @@ def example_crops(
     shown = right[labels[right] == targets[right]]
     surest_wrong = wrong[np.argsort(-margin[wrong], kind="stable")][: settings.examples]
     nearest = np.setdiff1d(np.argsort(margin, kind="stable"), surest_wrong, assume_unique=True)
-    cases = {
+    chosen = {
         "correct, drawn at random": rng.permutation(shown)[: settings.examples],
         "wrong, the surest first": surest_wrong,
         "uncertain: of the others, those called by the smallest margin": nearest[: settings.examples],
     }
+    return {
+        kind: [
+            Case(
+                int(rows[k]),
+                int(targets[k]),
+                f"{classes[targets[k]]} {probabilities[k, targets[k]]:.2f}\nis {classes[labels[k]]}",
+            )
+            for k in members
+        ]
+        for kind, members in chosen.items()
+    }
+
+
+def example_crops(
+    classifier: Classifier,
+    layers: dict[Method, str],
+    cases: dict[str, list[Case]],
+    index: pd.DataFrame,
+    frames: list[Frame],
+    images: np.ndarray,
+    params: Params,
+) -> dict[str, list[Example]]:
+    """The crops of the cases with their heat, by kind."""
     by_name = {frame.name: frame for frame in frames}
     blocks = {}
     for kind, members in cases.items():
-        pixels = np.asarray(images[rows[members]])
+        pixels = np.asarray(images[[case.row for case in members]])
+        targets = np.array([case.target for case in members], dtype=int)
         maps = class_activation_maps(
-            classifier, sorted(set(layers.values())), pixels, targets[members], batch_size, "explain crops"
+            classifier, sorted(set(layers.values())), pixels, targets, params.training.batch_size, "explain crops"
         )
         heat = {method: enlarge(maps[method, layer], pixels.shape[1]) for method, layer in layers.items()}
         blocks[kind] = [
             Example(
-                f"{classes[targets[k]]} {probabilities[k, targets[k]]:.2f}\nis {classes[labels[k]]}",
+                case.title,
                 pixels[position],
-                _mask_of_crop(by_name[index["frame"].iloc[rows[k]]], index.iloc[rows[k]], pixels.shape[1], params),
+                _mask_of_crop(by_name[index["frame"].iloc[case.row]], index.iloc[case.row], pixels.shape[1], params),
                 {method: maps[position] for method, maps in heat.items()},
             )
-            for position, k in enumerate(members)
+            for position, case in enumerate(members)
+        ]
+    return blocks
+
+
+def example_frames(
+    classifier: Classifier,
+    layers: dict[Method, str],
+    cases: dict[str, list[Case]],
+    index: pd.DataFrame,
+    frames: list[Frame],
+    params: Params,
+) -> dict[str, list[Example]]:
+    """Whole frames of the first cases of each kind, at most `explain.frames`, each frame once a kind.
+
+    Frames that have a class themselves are left out: their crop is the whole.
+    """
+    by_name = {frame.name: frame for frame in frames if frame.label is None}
+    blocks: dict[str, list[Example]] = {}
+    for kind, members in cases.items():
+        first: dict[str, Case] = {}
+        for case in members:
+            first.setdefault(index["frame"].iloc[case.row], case)
+        blocks[kind] = [
+            replace(
+                explain_frame(classifier, layers, by_name[name], params),
+                title="\n".join([name, ", ".join(case.title.splitlines())]),
+                window=tuple(int(index[side].iloc[case.row]) for side in WINDOW),
+            )
+            for name, case in [pair for pair in first.items() if pair[0] in by_name][: params.explain.frames]
         ]
     return blocks
 
@@ -291,7 +350,7 @@ def _mask_of_crop(frame: Frame, row: pd.Series, size: int, params: Params) -> np
         return None
     pixels = read_rgb(frame.image)
     mask = read_mask(frame.mask, params.crop.mask_threshold, pixels.shape[1::-1], frame.image)
-    window = None if frame.label is not None else tuple(int(row[name]) for name in ("x", "y", "width", "height"))
+    window = None if frame.label is not None else tuple(int(row[name]) for name in WINDOW)
     return cut_mask(mask, content_box(pixels), window, size, params.crop.whole_image)
 
 

@@ -42,7 +42,7 @@ CAPTIONS = {
     "risk_coverage": "Error of the test crops that remain when the least certain are handed to a person",
     "froc": "FROC on test frames: sensitivity against false positives a frame",
     "agreement": "Heat and lesion masks: the trained network against both controls",
-    "frames": "Whole test frames and their heat",
+    "frames": "Whole test frames of crops that the network got right, got wrong and was least sure of, and their heat",
 }  # fmt: skip
 KINDS = {"worst": "The surest mistakes of", "subgroups": "Subgroups by", "confusion": "Test crops by class:"}
 SECTION_OF_PICTURE = {
