@@ -15,8 +15,10 @@ from test_dvc_yaml import HARMLESS, HARMLESS_TO, ROOT, declared, imported_by_sta
 from tiny import DATASET, read_yaml_file, small_params, write_card, write_yaml_file
 
 from lesionlab.errors import InputError
+from lesionlab.evaluation.metrics import Scores
 from lesionlab.params import Overlay, Params, read_params, read_yaml
 from lesionlab.studies import blockwise, ensemble, external, leakage, variants
+from lesionlab.studies.figures import GAIN, cell_intervals, cell_points
 from lesionlab.studies.predictions import mean_of, read_predictions, write_predictions
 from lesionlab.studies.tables import Paths, markdown_table, mean_sd, write_summary
 
@@ -181,6 +183,20 @@ def test_the_mean_of_members_is_of_probabilities(tmp_path):
         mean_of([*members, read_predictions(tmp_path / "other.csv")])
 
 
+# Figures of a cell
+
+
+def test_the_gain_over_a_random_order_is_that_of_the_curve_by_hand():
+    sure_first = Scores(
+        np.array([0, 0, 0, 1]), np.array([[0.9, 0.1], [0.8, 0.2], [0.7, 0.3], [0.6, 0.4]]), np.arange(4), 0.5
+    )
+    assert cell_points(sure_first)[GAIN] == pytest.approx(1 / 4 - (0 + 0 + 0 + 1 / 4) / 4)
+    sure_last = Scores(np.array([1, 0, 0, 0]), sure_first.probabilities, np.arange(4), 0.5)
+    assert cell_points(sure_last)[GAIN] == pytest.approx(1 / 4 - (1 + 1 / 2 + 1 / 3 + 1 / 4) / 4)
+    row = cell_intervals(sure_first, resamples=200, seed=1).loc[GAIN]
+    assert row["low"] <= row["value"] == cell_points(sure_first)[GAIN] <= row["high"]
+
+
 # Summaries
 
 
@@ -198,6 +214,8 @@ def test_blockwise_chooses_the_depth_on_validation_alone(paths, params):
     assert table["blocks"].tolist() == [0, 1]
     assert table["accuracy_mean"].tolist() == [1.0, 0.0]
     assert "| 1 | 1.000 ± 0.000 | 0.000 ± 0.000 |" in text
+    assert table["aurc_gain_mean"].tolist() == [0.0, 0.0]  # all right, or all wrong: no order is better
+    assert "above 0 is better than random" in text
     assert "1,234" in text
     assert "protocol group (group-disjoint), seed 1" in text
 
@@ -241,6 +259,10 @@ def test_the_leak_is_random_less_group(paths, params, folds):
         assert row["accuracy_sd"] > 0
         assert "mean ± standard deviation of 2 test folds" in text
     assert "Chance is a balanced accuracy of 0.500." in text
+    assert table.loc[("random", "true"), "aurc_gain"] == 0
+    cells = [read_predictions(paths.predictions / f"0-group-false-{fold}.csv").test for fold in folds]
+    assert row["aurc_gain"] == pytest.approx(np.mean([cell_points(scores)[GAIN] for scores in cells]), abs=1e-5)
+    assert "| aurc gain |" in text
 
 
 @pytest.mark.parametrize("apart", ["group", "official"])
@@ -252,7 +274,7 @@ def test_the_leak_is_what_frames_drawn_singly_add_to_groups_or_published_folds(a
         (0, apart, "shuffled", 0.5),
     ]
     table = pd.DataFrame(rows, columns=["blocks", "protocol", "labels", "accuracy"])
-    for name in leakage.SHOWN:
+    for name in leakage.LEAKED:
         table[name] = table["accuracy"]
     assert leakage.leak(table)["accuracy"].tolist() == pytest.approx([0.1])
     assert leakage.leak(table[table["protocol"] == "random"]).empty
@@ -272,6 +294,32 @@ def test_variants_are_rows_with_size_seconds_and_intervals(paths, params):
         assert (table[name] <= table[f"{name}_high"]).all()
     assert table["loss"].iloc[1] < table["loss"].iloc[0]
     assert "Lowest validation loss: backbone" in text
+
+
+def test_external_figures_have_a_gain_over_a_random_order_and_no_drop_of_it(paths, params):
+    for model in external.MODELS:
+        for test, spread in (("internal", 0.2), ("external", 0.4)):
+            place(paths, f"{model}-{test}", noisy(3, spread))
+        shutil.copy(paths.metrics / f"{model}-internal.json", paths.metrics / f"{model}.json")
+    proof = {"protocol": "external", "group_disjoint": True, "labels": "true", "seed": 1}
+    proof |= {"subsets": {"test": {"frames": 60}}, "duplicates": {"crops_in_no_subset": 0}}
+    proof |= {"frames_near_training_frames": 0, "near_duplicate_bits": 4, "training_frames_compared": 60}
+    (paths.metrics / "split_external.json").write_text(json.dumps(proof))
+    params = params.model_copy(update={"dataset": "phantom"})
+    study = external.Study(set={}, external={"dataset": "other"})
+    table, text, headline = written(paths, external.summarise(study, params, paths))
+    for _, row in table.iterrows():
+        if row["test"] == "drop":
+            assert np.isnan(row["aurc_gain"])
+        else:
+            own, said = (paths.predictions / f"{row['model']}-{test}.csv" for test in ("internal", row["test"]))
+            scores = read_predictions(said, validation=own if row["test"] == "external" else None).test
+            assert row["aurc_gain"] == pytest.approx(cell_points(scores)["aurc_gain"], abs=1e-5)
+            assert 0 < row["aurc_gain_low"] < row["aurc_gain"] < row["aurc_gain_high"]
+    assert headline["external_finetune_aurc_gain"] > 0
+    assert "drop_finetune_aurc_gain" not in headline
+    assert {"drop_finetune_accuracy", "internal_transfer_aurc_gain"} <= set(headline)
+    assert "nan" not in text
 
 
 def test_an_ensemble_of_equal_members_gains_nothing(paths, params):

@@ -12,11 +12,12 @@ from pydantic import Field, PositiveInt
 from lesionlab.files import read_json
 from lesionlab.params import Count, Params, Section
 from lesionlab.pictures import MODEL_COLOURS
+from lesionlab.studies.figures import GAIN, GAIN_NOTE, cell_points
 from lesionlab.studies.predictions import point_metrics, read_predictions
 from lesionlab.studies.tables import Paths, Summary, mean_sd, provenance
 
 CHOICE = "val_accuracy"  # what chooses the depth, as mean over folds
-SHOWN = ("val_accuracy", "accuracy", "balanced_accuracy", "f1", "roc_auc")
+SHOWN = ("val_accuracy", "accuracy", "balanced_accuracy", "f1", "roc_auc", GAIN)
 
 
 class Study(Section):
@@ -39,7 +40,7 @@ def summarise(study: Study, params: Params, paths: Paths) -> Summary:
     figures = table.set_index("blocks").loc[best]
     origin = provenance([paths.metrics / f"0-{fold}.json" for fold in study.folds])
     notes = [
-        f"Mean ± standard deviation of {len(study.folds)} test folds; {params.dataset}, {origin}.",
+        f"Mean ± standard deviation of {len(study.folds)} test folds; {params.dataset}, {origin}. {GAIN_NOTE}",
         f"Validation accuracy chooses {best} unfrozen blocks: "
         f"test accuracy {mean_sd(cells.loc[cells['blocks'] == best, 'accuracy'])}.",
     ]
@@ -92,5 +93,5 @@ def _cell(paths: Paths, fold: int, blocks: int) -> dict[str, float]:
         "blocks": blocks,
         "trained_parameters": trained["trained_parameters"],
         **validation,
-        **point_metrics(predictions.test),
+        **cell_points(predictions.test),
     }

@@ -9,16 +9,18 @@ import matplotlib.pyplot as plt
 import numpy as np
 import pandas as pd
 
-from lesionlab.evaluation.metrics import Scores, with_intervals
+from lesionlab.evaluation.metrics import Scores
 from lesionlab.evaluation.pictures import roc_points
 from lesionlab.files import read_json
 from lesionlab.params import Params, Section
 from lesionlab.pictures import MODEL_COLOURS
+from lesionlab.studies.figures import GAIN, GAIN_NOTE, cell_intervals
 from lesionlab.studies.predictions import read_predictions
 from lesionlab.studies.tables import Paths, Summary, interval, provenance
 
 MODELS = ("transfer", "finetune")
-SHOWN = ("accuracy", "balanced_accuracy", "roc_auc", "f1", "recall", "specificity")
+LOST = ("accuracy", "balanced_accuracy", "roc_auc", "f1", "recall", "specificity")
+SHOWN = (*LOST, GAIN)  # the gain follows the error rate, so its difference is no loss
 DRAWN = ("roc_auc", "balanced_accuracy", "accuracy")
 STYLES = {"internal": "--", "external": "-"}
 
@@ -43,21 +45,23 @@ def summarise(study: Study, params: Params, paths: Paths) -> Summary:
         figures = {}
         for test, dataset in datasets.items():
             said = scores[model, test]
-            table = with_intervals(said, params.evaluate.resamples, params.seed).set_index("metric").loc[list(SHOWN)]
+            table = cell_intervals(said, params.evaluate.resamples, params.seed).loc[list(SHOWN)]
             figures[test] = table
             rows.append(
                 {"model": model, "test": test, "dataset": dataset, "crops": len(said.labels)}
                 | {"groups": len(np.unique(said.groups))}
                 | flat(table)
             )
-        rows.append({"model": model, "test": "drop"} | flat(drop(figures["internal"], figures["external"])))
+        internal, external = (figures[test].loc[list(LOST)] for test in datasets)
+        rows.append({"model": model, "test": "drop"} | flat(drop(internal, external)))
     table = pd.DataFrame(rows).astype({"crops": "Int64", "groups": "Int64"})
     shown = table[["model", "test"]].copy()
     for name in ("crops", "groups"):
         shown[name] = ["" if pd.isna(count) else str(count) for count in table[name]]
     for name in SHOWN:
         shown[name.replace("_", " ")] = [
-            interval(row, name, signed=row["test"] == "drop") for _, row in table.iterrows()
+            interval(row, name, signed=row["test"] == "drop") if name in figures_of(row) else ""
+            for _, row in table.iterrows()
         ]
     return Summary(
         "External test",
@@ -65,8 +69,17 @@ def summarise(study: Study, params: Params, paths: Paths) -> Summary:
         shown,
         notes(datasets, proof, paths),
         draw(table, scores, datasets),
-        {f"{row['test']}_{row['model']}_{name}": float(row[name]) for _, row in table.iterrows() for name in SHOWN},
+        {
+            f"{row['test']}_{row['model']}_{name}": float(row[name])
+            for _, row in table.iterrows()
+            for name in figures_of(row)
+        },
     )
+
+
+def figures_of(row: pd.Series) -> tuple[str, ...]:
+    """The figures that a row of the table has."""
+    return LOST if row["test"] == "drop" else SHOWN
 
 
 def drop(internal: pd.DataFrame, external: pd.DataFrame) -> pd.DataFrame:
@@ -97,7 +110,7 @@ def notes(datasets: dict[str, str], proof: dict, paths: Paths) -> list[str]:
         f"{datasets['external']} (external: {tested['frames']} frames); drop: internal - external. [95 % interval, "
         "bootstrap over groups of each test set]. Threshold and temperature are those of the internal validation.",
         f"Internal: {provenance([paths.metrics / f'{model}.json' for model in MODELS])}; "
-        f"external: {provenance([paths.metrics / 'split_external.json'])}.",
+        f"external: {provenance([paths.metrics / 'split_external.json'])}. {GAIN_NOTE}",
         f"{proof['frames_near_training_frames']} external frames are near-duplicates (perceptual hashes within "
         f"{proof['near_duplicate_bits']} of 64 bits) of one of the {proof['training_frames_compared']} frames of "
         f"{datasets['internal']}.",

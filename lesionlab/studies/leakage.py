@@ -7,13 +7,14 @@ import numpy as np
 import pandas as pd
 from pydantic import Field, PositiveInt
 
-from lesionlab.evaluation.metrics import with_intervals
 from lesionlab.files import read_json
 from lesionlab.params import Count, Params, Section
+from lesionlab.studies.figures import GAIN, GAIN_NOTE, cell_intervals
 from lesionlab.studies.predictions import read_predictions
 from lesionlab.studies.tables import Paths, Summary, interval
 
-SHOWN = ("accuracy", "balanced_accuracy", "roc_auc")
+LEAKED = ("accuracy", "balanced_accuracy", "roc_auc")
+SHOWN = (*LEAKED, GAIN)  # the gain follows the error rate, so its difference is no leak
 CELL = ["blocks", "protocol", "labels"]
 COLOURS = {"true": "#0072B2", "shuffled": "#D55E00"}
 
@@ -43,13 +44,14 @@ def summarise(study: Study, params: Params, paths: Paths) -> Summary:
     if len(study.folds) > 1:
         spread = f"mean ± standard deviation of {len(study.folds)} test folds"
     notes = [
-        f"Test figures, {spread}; {params.dataset}, seed {params.seed}. Chance is a balanced accuracy of {chance:.3f}.",
+        f"Test figures, {spread}; {params.dataset}, seed {params.seed}. Chance is a balanced accuracy of {chance:.3f}. "
+        f"{GAIN_NOTE}",
         *(
             f"Leak (random minus groups kept apart, true labels), {b} unfrozen blocks: {_differences(row)}."
             for b, row in leaks.iterrows()
         ),
     ]
-    headline = {f"leak_{name}": float(leaks.iloc[0][name]) for name in SHOWN} if len(leaks) else {}
+    headline = {f"leak_{name}": float(leaks.iloc[0][name]) for name in LEAKED} if len(leaks) else {}
     return Summary("Leakage", table, shown, notes, draw(table, chance), headline)
 
 
@@ -77,11 +79,11 @@ def leak(table: pd.DataFrame) -> pd.DataFrame:
 
     Empty without both.
     """
-    figures = table[table["labels"] == "true"].set_index(["protocol", "blocks"])[list(SHOWN)]
+    figures = table[table["labels"] == "true"].set_index(["protocol", "blocks"])[list(LEAKED)]
     protocols = set(figures.index.get_level_values("protocol"))
     apart = next((name for name in ("group", "official") if name in protocols), None)
     if apart is None or "random" not in protocols:
-        return pd.DataFrame(columns=list(SHOWN))
+        return pd.DataFrame(columns=list(LEAKED))
     return figures.loc["random"] - figures.loc[apart]
 
 
@@ -113,9 +115,7 @@ def draw(table: pd.DataFrame, chance: float) -> plt.Figure:
 def _figures(paths: Paths, name: str, params: Params) -> pd.DataFrame:
     trained = read_json(paths.metrics / f"{name}.json")
     predictions = read_predictions(paths.predictions / f"{name}.csv")
-    table = (
-        with_intervals(predictions.test, params.evaluate.resamples, params.seed).set_index("metric").loc[list(SHOWN)]
-    )
+    table = cell_intervals(predictions.test, params.evaluate.resamples, params.seed).loc[list(SHOWN)]
     row = {"blocks": int(name.split("-")[0]), "protocol": trained["protocol"], "labels": trained["labels"]}
     row |= {"crops": len(predictions.ids), "classes": len(predictions.classes)}
     row |= table["value"].to_dict()
@@ -130,4 +130,4 @@ def _shown(row: pd.Series, name: str) -> str:
 
 
 def _differences(row: pd.Series) -> str:
-    return ", ".join(f"{name.replace('_', ' ')} {row[name]:+.3f}" for name in SHOWN)
+    return ", ".join(f"{name.replace('_', ' ')} {row[name]:+.3f}" for name in LEAKED)

@@ -7,13 +7,13 @@ import numpy as np
 import pandas as pd
 from sklearn.metrics import log_loss
 
-from lesionlab.evaluation.metrics import with_intervals
 from lesionlab.files import read_json
 from lesionlab.params import Params, Section
+from lesionlab.studies.figures import GAIN, GAIN_NOTE, cell_intervals
 from lesionlab.studies.predictions import read_predictions
 from lesionlab.studies.tables import Paths, Summary, interval, provenance
 
-SHOWN = ("accuracy", "precision", "recall", "f1", "roc_auc")
+SHOWN = ("accuracy", "precision", "recall", "f1", "roc_auc", GAIN)
 DRAWN = {"accuracy": "#0072B2", "f1": "#D55E00"}
 
 
@@ -41,7 +41,7 @@ def summarise(study: Study, params: Params, paths: Paths) -> Summary:
     notes = [
         f"{table['crops'].iloc[0]} test crops of {table['groups'].iloc[0]} groups, [95 % interval, bootstrap over "
         f"groups]; {params.dataset}, {origin}. Seconds are of training with its start; activations that an earlier "
-        "cell computed are used again.",
+        f"cell computed are used again. {GAIN_NOTE}",
         f"Lowest validation loss: {best['model']}, with test accuracy {interval(best, 'accuracy')} and "
         f"F1 {interval(best, 'f1')}.",
     ]
@@ -70,7 +70,7 @@ def _row(name: str, params: Params, paths: Paths) -> dict[str, float]:
     trained = read_json(paths.metrics / f"{name}.json")
     predictions = read_predictions(paths.predictions / f"{name}.csv")
     test = predictions.test
-    figures = with_intervals(test, params.evaluate.resamples, params.seed).set_index("metric").loc[[*SHOWN]]
+    figures = cell_intervals(test, params.evaluate.resamples, params.seed).loc[[*SHOWN]]
     row = {
         "model": name,
         "parameters": trained["parameters"],
