@@ -20,7 +20,8 @@ from tiny import DATASET, LAYOUT, ROOT, crop_stage, read_yaml_file, run_stage, s
 
 from lesionlab.data.splits import describe_external, external_split, near_other
 from lesionlab.errors import InputError
-from lesionlab.studies.external import Study, drop, flat
+from lesionlab.studies.external import Study
+from lesionlab.studies.figures import difference, flat
 from lesionlab.studies.predictions import read_predictions, write_predictions
 
 STUDY = ROOT / "studies" / "external"
@@ -152,7 +153,7 @@ def test_the_interval_of_a_drop_is_that_published_for_two_proportions():
         tables.append(
             pd.DataFrame({"value": [hits / count], "low": [ends.low], "high": [ends.high]}, index=["accuracy"])
         )
-    found = flat(drop(*tables))
+    found = flat(difference(*tables))
     assert {name: round(value, 4) for name, value in found.items()} == {
         "accuracy": 0.2, "accuracy_low": 0.0524, "accuracy_high": 0.3339,
     }  # fmt: skip

@@ -245,18 +245,29 @@ def test_the_leak_is_random_less_group(paths, params, folds):
     study = leakage.Study(protocols=["random", "group"], shuffle=["false", "true"], folds=folds, blocks=[], set={})
     table, text, headline = written(paths, leakage.summarise(study, params, paths))
     table = table.set_index(["protocol", "labels"])
-    assert len(table) == 4
+    assert len(table) == 5
     assert table.loc[("random", "true"), "accuracy"] == 1.0
     group = table.loc[("group", "true"), "accuracy"]
     assert 0.3 < group < 0.95
     assert headline["leak_accuracy"] == pytest.approx(1 - group, abs=1e-5)
+    leaked = table.loc[("random - group", "true")]
+    for end in ("", "_low", "_high") if len(folds) == 1 else ("", "_sd"):
+        assert headline[f"leak_accuracy{end}"] == pytest.approx(leaked[f"accuracy{end}"], abs=1e-5)
+    assert leaked[["crops", "aurc_gain"]].isna().all()
     row = table.loc[("group", "true")]
     if len(folds) == 1:
         assert row["accuracy_low"] < row["accuracy"] < row["accuracy_high"]
         assert "bootstrap over groups" in text
+        # Under random all is right in every draw, so the interval is that of group alone, turned round.
+        assert leaked["accuracy_low"] == pytest.approx(1 - row["accuracy_high"], abs=1e-5)
+        assert leaked["accuracy_high"] == pytest.approx(1 - row["accuracy_low"], abs=1e-5)
+        assert f"accuracy {leaked['accuracy']:+.3f} [{leaked['accuracy_low']:+.3f}, " in text
+        assert "as independent" in text
     else:
         assert row[["accuracy_low", "accuracy_high"]].isna().all()
         assert row["accuracy_sd"] > 0
+        assert leaked["accuracy_sd"] == pytest.approx(row["accuracy_sd"], abs=1e-5)  # random: 1 in each fold
+        assert leaked[["accuracy_low", "accuracy_high"]].isna().all()
         assert "mean ± standard deviation of 2 test folds" in text
     assert "Chance is a balanced accuracy of 0.500." in text
     assert table.loc[("random", "true"), "aurc_gain"] == 0
@@ -273,10 +284,14 @@ def test_the_leak_is_what_frames_drawn_singly_add_to_groups_or_published_folds(a
         (0, apart, "true", 0.8),
         (0, apart, "shuffled", 0.5),
     ]
-    table = pd.DataFrame(rows, columns=["blocks", "protocol", "labels", "accuracy"])
+    table = pd.DataFrame(rows, columns=["blocks", "protocol", "labels", "accuracy"]).assign(fold=0)
     for name in leakage.LEAKED:
         table[name] = table["accuracy"]
-    assert leakage.leak(table)["accuracy"].tolist() == pytest.approx([0.1])
+        table[f"{name}_low"], table[f"{name}_high"] = table[name] - 0.03, table[name] + 0.04
+    found = leakage.leak(table).iloc[0]
+    assert found["protocol"] == f"random - {apart}"
+    ends = found[["accuracy", "accuracy_low", "accuracy_high"]].tolist()
+    assert ends == pytest.approx([0.1, 0.05, 0.15])  # 0.03 and 0.04 at right angles
     assert leakage.leak(table[table["protocol"] == "random"]).empty
 
 

@@ -14,7 +14,7 @@ from lesionlab.evaluation.pictures import roc_points
 from lesionlab.files import read_json
 from lesionlab.params import Params, Section
 from lesionlab.pictures import MODEL_COLOURS
-from lesionlab.studies.figures import GAIN, GAIN_NOTE, cell_intervals
+from lesionlab.studies.figures import GAIN, GAIN_NOTE, cell_intervals, difference, flat
 from lesionlab.studies.predictions import read_predictions
 from lesionlab.studies.tables import Paths, Summary, interval, provenance
 
@@ -53,7 +53,7 @@ def summarise(study: Study, params: Params, paths: Paths) -> Summary:
                 | flat(table)
             )
         internal, external = (figures[test].loc[list(LOST)] for test in datasets)
-        rows.append({"model": model, "test": "drop"} | flat(drop(internal, external)))
+        rows.append({"model": model, "test": "drop"} | flat(difference(internal, external)))
     table = pd.DataFrame(rows).astype({"crops": "Int64", "groups": "Int64"})
     shown = table[["model", "test"]].copy()
     for name in ("crops", "groups"):
@@ -80,25 +80,6 @@ def summarise(study: Study, params: Params, paths: Paths) -> Summary:
 def figures_of(row: pd.Series) -> tuple[str, ...]:
     """The figures that a row of the table has."""
     return LOST if row["test"] == "drop" else SHOWN
-
-
-def drop(internal: pd.DataFrame, external: pd.DataFrame) -> pd.DataFrame:
-    """Internal minus external figures: a row a metric, value, low, high; above 0 is lost on the external data set.
-
-    internal, external: the same columns, with 95 % intervals of test sets that share nothing. Source: Zou & Donner,
-    Construction of confidence limits about effect measures, Statistics in Medicine 27:1693-1702, 2008, equation for
-    the difference of two independent estimates.
-    """
-    value = internal["value"] - external["value"]
-    below = np.hypot(internal["value"] - internal["low"], external["high"] - external["value"])
-    above = np.hypot(internal["high"] - internal["value"], external["value"] - external["low"])
-    return pd.DataFrame({"value": value, "low": value - below, "high": value + above})
-
-
-def flat(table: pd.DataFrame) -> dict[str, float]:
-    """One row for a wide table: <metric>, <metric>_low, <metric>_high of each metric."""
-    ends = {"value": "", "low": "_low", "high": "_high"}
-    return {f"{name}{end}": row[column] for name, row in table.iterrows() for column, end in ends.items()}
 
 
 def notes(datasets: dict[str, str], proof: dict, paths: Paths) -> list[str]:

@@ -9,13 +9,18 @@ from pydantic import Field, PositiveInt
 
 from lesionlab.files import read_json
 from lesionlab.params import Count, Params, Section
-from lesionlab.studies.figures import GAIN, GAIN_NOTE, cell_intervals
+from lesionlab.studies.figures import GAIN, GAIN_NOTE, cell_intervals, difference, flat
 from lesionlab.studies.predictions import read_predictions
 from lesionlab.studies.tables import Paths, Summary, interval
 
 LEAKED = ("accuracy", "balanced_accuracy", "roc_auc")
 SHOWN = (*LEAKED, GAIN)  # the gain follows the error rate, so its difference is no leak
 CELL = ["blocks", "protocol", "labels"]
+LEAK = "random - "  # of the protocol in a row that is a leak, before the name of the other
+LEAK_NOTES = (
+    "The leak's interval takes the test sets of the two protocols as independent.",
+    "The leak is taken between folds of the same number: mean ± standard deviation of the differences.",
+)
 COLOURS = {"true": "#0072B2", "shuffled": "#D55E00"}
 
 
@@ -30,13 +35,13 @@ class Study(Section):
 
 
 def summarise(study: Study, params: Params, paths: Paths) -> Summary:
-    """Test figures of each cell: with 95 % intervals where there is one fold, else mean and deviation of folds."""
+    """Test figures of each cell and the leak: with one fold 95 % intervals, else mean and deviation of folds."""
     arms = [(blocks, p, s) for blocks in (0, *study.blocks) for p in study.protocols for s in study.shuffle]
     names = {(arm, fold): f"{arm[0]}-{arm[1]}-{arm[2]}-{fold}" for arm in arms for fold in study.folds}
     figures = pd.concat(_figures(paths, name, params) for name in names.values())
-    table = aggregate(figures)
+    cells, leaks = aggregate(figures), aggregate(leak(figures))
+    table = pd.concat([cells, leaks]) if len(leaks) else cells
     chance = 1 / int(figures["classes"].iloc[0])
-    leaks = leak(table)
     shown = pd.DataFrame({"unfrozen blocks": table["blocks"], "protocol": table["protocol"], "labels": table["labels"]})
     for name in SHOWN:
         shown[name.replace("_", " ")] = [_shown(row, name) for _, row in table.iterrows()]
@@ -47,23 +52,25 @@ def summarise(study: Study, params: Params, paths: Paths) -> Summary:
         f"Test figures, {spread}; {params.dataset}, seed {params.seed}. Chance is a balanced accuracy of {chance:.3f}. "
         f"{GAIN_NOTE}",
         *(
-            f"Leak (random minus groups kept apart, true labels), {b} unfrozen blocks: {_differences(row)}."
-            for b, row in leaks.iterrows()
+            f"Leak (random minus groups kept apart, true labels), {row['blocks']} unfrozen blocks: {_differences(row)}."
+            for _, row in leaks.iterrows()
         ),
     ]
-    headline = {f"leak_{name}": float(leaks.iloc[0][name]) for name in LEAKED} if len(leaks) else {}
-    return Summary("Leakage", table, shown, notes, draw(table, chance), headline)
+    if len(leaks):
+        notes.append(LEAK_NOTES[len(study.folds) > 1])
+    return Summary("Leakage", table, shown, notes, draw(cells, chance), headline(leaks))
 
 
 def aggregate(figures: pd.DataFrame) -> pd.DataFrame:
     """A row a cell: blocks, protocol, labels, folds, and each figure's mean, low, high, sd.
 
     figures: a row a cell and fold, with columns <metric>, <metric>_low, <metric>_high. Of several folds the intervals
-    are left out, of one fold the deviation.
+    are left out, of one fold the deviation; what `figures` lacks is missing.
     """
     rows = []
-    for cell, folds in figures.groupby(CELL, sort=False):
-        row = dict(zip(CELL, cell, strict=True)) | {"folds": len(folds), "crops": int(folds["crops"].sum())}
+    columns = [*CELL, "crops", *(f"{name}{end}" for name in SHOWN for end in ("", "_low", "_high"))]
+    for cell, folds in figures.reindex(columns=columns).groupby(CELL, sort=False):
+        row = dict(zip(CELL, cell, strict=True)) | {"folds": len(folds), "crops": folds["crops"].sum(min_count=1)}
         single = len(folds) == 1
         for name in SHOWN:
             row[name] = folds[name].mean()
@@ -71,20 +78,33 @@ def aggregate(figures: pd.DataFrame) -> pd.DataFrame:
             row[f"{name}_high"] = folds[f"{name}_high"].iloc[0] if single else np.nan
             row[f"{name}_sd"] = folds[name].std()
         rows.append(row)
+    return pd.DataFrame(rows).astype({"crops": "Int64"}) if rows else pd.DataFrame()
+
+
+def leak(figures: pd.DataFrame) -> pd.DataFrame:
+    """Figures under random minus those under group (or official) with true labels: a row a number of blocks and fold.
+
+    figures: as `aggregate` takes them, with column fold. Empty without both protocols.
+    """
+    true = figures[figures["labels"] == "true"].set_index(["protocol", "blocks", "fold"])
+    protocols = set(true.index.get_level_values("protocol"))
+    apart = next((name for name in ("group", "official") if name in protocols), None)
+    if apart is None or "random" not in protocols:
+        return pd.DataFrame(columns=CELL)
+    rows = []
+    for (blocks, fold), _ in true.loc["random"].iterrows():
+        singly, kept = (_upright(true.loc[(protocol, blocks, fold)]) for protocol in ("random", apart))
+        row = {"blocks": blocks, "protocol": f"{LEAK}{apart}", "labels": "true", "fold": fold}
+        rows.append(row | flat(difference(singly, kept)))
     return pd.DataFrame(rows)
 
 
-def leak(table: pd.DataFrame) -> pd.DataFrame:
-    """Figures under random minus those under group (or official) with true labels: a row a number of unfrozen blocks.
-
-    Empty without both.
-    """
-    figures = table[table["labels"] == "true"].set_index(["protocol", "blocks"])[list(LEAKED)]
-    protocols = set(figures.index.get_level_values("protocol"))
-    apart = next((name for name in ("group", "official") if name in protocols), None)
-    if apart is None or "random" not in protocols:
-        return pd.DataFrame(columns=list(LEAKED))
-    return figures.loc["random"] - figures.loc[apart]
+def headline(leaks: pd.DataFrame) -> dict[str, float]:
+    """leak_<metric> of the first row, and of what is known of its spread leak_<metric>_low, _high or _sd."""
+    if leaks.empty:
+        return {}
+    known = leaks.iloc[0][[f"{name}{end}" for name in LEAKED for end in ("", "_low", "_high", "_sd")]].dropna()
+    return {f"leak_{name}": float(value) for name, value in known.items()}
 
 
 def draw(table: pd.DataFrame, chance: float) -> plt.Figure:
@@ -117,17 +137,27 @@ def _figures(paths: Paths, name: str, params: Params) -> pd.DataFrame:
     predictions = read_predictions(paths.predictions / f"{name}.csv")
     table = cell_intervals(predictions.test, params.evaluate.resamples, params.seed).loc[list(SHOWN)]
     row = {"blocks": int(name.split("-")[0]), "protocol": trained["protocol"], "labels": trained["labels"]}
+    row |= {"fold": int(name.split("-")[-1])}
     row |= {"crops": len(predictions.ids), "classes": len(predictions.classes)}
-    row |= table["value"].to_dict()
-    row |= table["low"].add_suffix("_low").to_dict() | table["high"].add_suffix("_high").to_dict()
-    return pd.DataFrame([row])
+    return pd.DataFrame([row | flat(table)])
+
+
+def _upright(row: pd.Series) -> pd.DataFrame:
+    """What `flat` made a row of, for LEAKED: a row a metric, value, low, high."""
+    ends = {"value": "", "low": "_low", "high": "_high"}
+    columns = {column: [row[f"{name}{end}"] for name in LEAKED] for column, end in ends.items()}
+    return pd.DataFrame(columns, index=list(LEAKED), dtype=float)
 
 
 def _shown(row: pd.Series, name: str) -> str:
+    leaked = row["protocol"].startswith(LEAK)
+    if leaked and name not in LEAKED:
+        return ""
     if row["folds"] > 1:
-        return f"{row[name]:.3f} ± {row[f'{name}_sd']:.3f}"
-    return interval(row, name)
+        sign = "+" if leaked else ""
+        return f"{row[name]:{sign}.3f} ± {row[f'{name}_sd']:.3f}"
+    return interval(row, name, signed=leaked)
 
 
 def _differences(row: pd.Series) -> str:
-    return ", ".join(f"{name.replace('_', ' ')} {row[name]:+.3f}" for name in LEAKED)
+    return ", ".join(f"{name.replace('_', ' ')} {_shown(row, name)}" for name in LEAKED)
