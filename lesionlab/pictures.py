@@ -15,6 +15,10 @@ MODEL_COLOURS = {
     "baseline": "#E69F00", "transfer": "#0072B2", "finetune": "#009E73", "ensemble": "#CC79A7",
     "control_mean_colour": "#999999", "control_colour_histogram": "#555555",
 }  # fmt: skip
+# What is compared and is no model (subsets, labels, figures, rankings, controls): first, second and third of a picture.
+# Indigo and sand of Tol's muted palette and a brown, at least 23 in CIELAB from the colours of models for readers of
+# any colour vision (Machado et al. 2009), and farther from each other.
+SERIES_COLOURS = ("#332288", "#8C510A", "#DDCC77")
 OTHER_COLOUR = "black"  # of a model that the pipeline does not name
 LESION_COLOUR = "#56B4E9"
 HIT_COLOUR = "#009E73"

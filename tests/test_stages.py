@@ -371,7 +371,7 @@ def test_the_explanation_measures_test_lesions_and_says_what_its_table_says(proj
     assert (table.groupby("method").size() == metrics["lesions"]).all()
     for method, rows in table.groupby("method"):
         figures = metrics[method]
-        assert figures["layer"] in ("conv_pw_5_relu", "conv_pw_11_relu")
+        assert figures["layer"] in ("conv_pw_3_relu", "conv_pw_5_relu", "conv_pw_11_relu")
         for name in ("share_inside", "pointing", "random_share_inside", "randomised_pointing"):
             assert figures[name]["value"] == pytest.approx(rows[name].mean(), abs=1e-5)
             assert 0 <= figures[name]["low"] <= figures[name]["value"] <= figures[name]["high"] <= 1

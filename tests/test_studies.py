@@ -17,6 +17,7 @@ from tiny import DATASET, read_yaml_file, small_params, write_card, write_yaml_f
 from lesionlab.errors import InputError
 from lesionlab.evaluation.metrics import Scores
 from lesionlab.params import Overlay, Params, read_params, read_yaml
+from lesionlab.pictures import MODEL_COLOURS, OTHER_COLOUR, SERIES_COLOURS
 from lesionlab.studies import blockwise, ensemble, external, leakage, variants
 from lesionlab.studies.figures import GAIN, cell_intervals, cell_points
 from lesionlab.studies.predictions import mean_of, read_predictions, write_predictions
@@ -366,6 +367,11 @@ def test_an_ensemble_of_independent_members_gains(paths, params):
 def test_a_markdown_table():
     table = pd.DataFrame({"model": ["a", "b"], "accuracy": [1, 2]})
     assert markdown_table(table) == ["| model | accuracy |", "| --- | --- |", "| a | 1 |", "| b | 2 |"]
+
+
+def test_what_is_no_model_has_no_models_colour():
+    drawn = [*leakage.COLOURS.values(), *ensemble.RANKINGS.values(), *variants.DRAWN.values(), *SERIES_COLOURS]
+    assert not set(drawn) & {*MODEL_COLOURS.values(), OTHER_COLOUR}
 
 
 # As a user runs it

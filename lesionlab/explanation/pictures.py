@@ -10,15 +10,15 @@ from matplotlib.patches import Rectangle
 from matplotlib.patheffects import withStroke
 
 from lesionlab.data.crops import Box
-from lesionlab.pictures import LESION_COLOUR, save_figure
+from lesionlab.pictures import LESION_COLOUR, SERIES_COLOURS, save_figure
 
 HEAT_COLOURS = "inferno"
 METHOD_NAMES = {"gradcam": "Grad-CAM", "hirescam": "HiResCAM"}
-# What is compared, with a colour of Okabe and Ito's palette and a marker each.
+# What is compared, with a colour and a marker each.
 COMPARED = {
-    "": ("trained network", "#0072B2", "o"),
-    "randomised_": ("randomised weights", "#E69F00", "s"),
-    "random_": ("random map", "#666666", "^"),
+    "": ("trained network", SERIES_COLOURS[0], "o"),
+    "randomised_": ("randomised weights", SERIES_COLOURS[1], "s"),
+    "random_": ("random map", SERIES_COLOURS[2], "^"),
 }
 
 

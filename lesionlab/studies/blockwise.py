@@ -11,7 +11,7 @@ from pydantic import Field, PositiveInt
 
 from lesionlab.files import read_json
 from lesionlab.params import Count, Params, Section
-from lesionlab.pictures import MODEL_COLOURS
+from lesionlab.pictures import SERIES_COLOURS
 from lesionlab.studies.figures import GAIN, GAIN_NOTE, cell_points
 from lesionlab.studies.predictions import point_metrics, read_predictions
 from lesionlab.studies.tables import Paths, Summary, mean_sd, provenance
@@ -70,13 +70,14 @@ def choose_depth(table: pd.DataFrame) -> int:
 def draw(cells: pd.DataFrame, best: int) -> plt.Figure:
     """Accuracy by depth: a dot a fold, the mean as a line, one standard deviation as a band."""
     figure, axis = plt.subplots(figsize=(6, 4))
-    series = {"val_accuracy": ("validation", MODEL_COLOURS["transfer"], "--"), "accuracy": ("test", "#009E73", "-")}
+    test, validation = SERIES_COLOURS[:2]
+    series = {"val_accuracy": ("validation", validation, "--"), "accuracy": ("test", test, "-")}
     for name, (label, colour, line) in series.items():
         grouped = cells.groupby("blocks")[name]
         mean, deviation = grouped.mean(), grouped.std().fillna(0)
         axis.fill_between(mean.index, mean - deviation, mean + deviation, color=colour, alpha=0.15, linewidth=0)
         axis.plot(mean.index, mean, line, color=colour, label=f"{label}, mean ± sd of folds", linewidth=1.8)
-    axis.plot(cells["blocks"], cells["accuracy"], ".", color="#009E73", markersize=5, label="test, one fold")
+    axis.plot(cells["blocks"], cells["accuracy"], ".", color=test, markersize=5, label="test, one fold")
     axis.axvline(best, color="#999999", linestyle=":", label="chosen on validation")
     axis.set(xlabel="unfrozen blocks (0: the head alone)", ylabel="accuracy", xticks=sorted(cells["blocks"].unique()))
     axis.grid(alpha=0.3)

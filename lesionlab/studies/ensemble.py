@@ -14,11 +14,12 @@ from pydantic import Field
 from lesionlab.evaluation.metrics import Scores, classification_metrics, resample
 from lesionlab.evaluation.uncertainty import entropy, mutual_information, risk_coverage, selective_metrics
 from lesionlab.params import Count, Params, Section
+from lesionlab.pictures import SERIES_COLOURS
 from lesionlab.studies.predictions import Predictions, mean_of, read_predictions
 from lesionlab.studies.tables import Paths, Summary, interval, provenance
 
 SHOWN = ("accuracy", "balanced_accuracy", "f1", "roc_auc", "log_loss", "aurc")
-RANKINGS = {"entropy": "#0072B2", "mutual information": "#D55E00"}
+RANKINGS = dict(zip(("entropy", "mutual information"), SERIES_COLOURS, strict=False))
 
 
 class Study(Section):

@@ -9,6 +9,7 @@ from pydantic import Field, PositiveInt
 
 from lesionlab.files import read_json
 from lesionlab.params import Count, Params, Section
+from lesionlab.pictures import SERIES_COLOURS
 from lesionlab.studies.figures import GAIN, GAIN_NOTE, cell_intervals, difference, flat
 from lesionlab.studies.predictions import read_predictions
 from lesionlab.studies.tables import Paths, Summary, interval
@@ -21,7 +22,7 @@ LEAK_NOTES = (
     "The leak's interval takes the test sets of the two protocols as independent.",
     "The leak is taken between folds of the same number: mean ± standard deviation of the differences.",
 )
-COLOURS = {"true": "#0072B2", "shuffled": "#D55E00"}
+COLOURS = dict(zip(("true", "shuffled"), SERIES_COLOURS, strict=False))
 
 
 class Study(Section):

@@ -9,12 +9,13 @@ from sklearn.metrics import log_loss
 
 from lesionlab.files import read_json
 from lesionlab.params import Params, Section
+from lesionlab.pictures import SERIES_COLOURS
 from lesionlab.studies.figures import GAIN, GAIN_NOTE, cell_intervals
 from lesionlab.studies.predictions import read_predictions
 from lesionlab.studies.tables import Paths, Summary, interval, provenance
 
 SHOWN = ("accuracy", "precision", "recall", "f1", "roc_auc", GAIN)
-DRAWN = {"accuracy": "#0072B2", "f1": "#D55E00"}
+DRAWN = dict(zip(("accuracy", "f1"), SERIES_COLOURS, strict=False))
 
 
 class Study(Section):
