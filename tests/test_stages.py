@@ -566,12 +566,15 @@ def test_any_model_can_be_evaluated_by_hand(project, tmp_path):
     assert (outs["plots"] / "roc_mine.csv").read_bytes() == Path("plots/evaluate/roc_finetune.csv").read_bytes()
 
 
+SLOW = {"keras", "tensorflow", "mlflow", "sklearn", "matplotlib", "pandas", "scipy", "dvc"}  # to import
+
+
 def python(*arguments: str) -> subprocess.CompletedProcess:
     return subprocess.run([sys.executable, *arguments], cwd=ROOT, capture_output=True, text=True, timeout=100)
 
 
 @pytest.mark.parametrize("stage", STAGES)
-def test_help_says_what_a_stage_does_and_loads_neither_keras_nor_mlflow(stage):
+def test_help_says_what_a_stage_does_and_loads_nothing_slow(stage):
     """-X importtime lists every module that is imported."""
     ended = python("-X", "importtime", "-m", f"stages.{stage}", "--help")
     assert ended.returncode == 0
@@ -579,4 +582,28 @@ def test_help_says_what_a_stage_does_and_loads_neither_keras_nor_mlflow(stage):
         assert re.search(line, ended.stdout, re.MULTILINE), line
     modules = {line.rpartition("|")[2].strip().split(".")[0] for line in ended.stderr.splitlines()}
     assert {"typer", "lesionlab"} <= modules
-    assert not {"keras", "tensorflow", "mlflow"} & modules
+    allowed = {"pandas"} if stage == "download" else set()  # its library is imported at the top, tables with it
+    assert not (SLOW - allowed) & modules
+
+
+def test_data_stages_that_ran_have_loaded_neither_keras_nor_mlflow(tiny_project):
+    """All three in one fresh process, the download of a local folder."""
+    Path("data/raw").rename("mine")
+    change_params(tiny_project, {"download.source": "mine"})
+    layout = {"kind": "mask-pairs", "folders": [["images", "masks"]]}
+    write_card(tiny_project, DATASET, layout=layout, groups={"pattern": "(.+)"})
+    code = """
+import sys
+from pathlib import Path
+import stages.crop, stages.download, stages.split
+raw, crops, split = Path("data/raw"), Path("data/crops"), Path("data/split.csv")
+stages.download.main("images", out=raw)
+stages.crop.main(raw, crops, Path("metrics/crop.json"), Path("pictures/crops.png"))
+stages.split.main(crops, split, Path("metrics/split.json"))
+print("loaded:", sorted({"keras", "tensorflow", "mlflow"} & set(sys.modules)))
+"""
+    environment = os.environ | {"PYTHONPATH": str(ROOT)}
+    ended = subprocess.run([sys.executable, "-c", code], env=environment, capture_output=True, text=True, timeout=300)
+    assert ended.returncode == 0, ended.stderr
+    assert ended.stdout.splitlines()[-1] == "loaded: []"
+    assert set(pd.read_csv("data/split.csv")["subset"]) == {"train", "val", "test"}
