@@ -29,6 +29,8 @@ if TYPE_CHECKING:
 
 ROUNDS, THREADS = 3, 2
 FRAME, WINDOW, BATCH = 320, 64, 32  # pixels a side, and windows that are classified at once
+# What is compared on real frames. unconfirmed: the dense map's own scores, without classifying its best windows again.
+WAYS = {"windows": {"mode": "windows"}, "dense": {"mode": "dense"}, "unconfirmed": {"mode": "dense", "confirm": 0}}
 STEPS = {16: 9, 8: 28}  # pixels between windows, and the ratio to show
 
 
@@ -77,7 +79,7 @@ def rows(seed: int, frame: int = FRAME, rounds: int = ROUNDS) -> list[Row]:
         took, ours = (statistics.median(seconds[step, way]) for way in ("plain", "ours"))
         counted = found[step] * multiply_adds(WINDOW, 0) / multiply_adds(frame, int(np.log2(32 / step)))
         name = f"detect dense, stride {step}, VGG16, {WINDOW} px windows"
-        note = f"{found[step]} windows of a frame of {frame} px"
+        note = f"{found[step]} windows of a frame of {frame} px; the map alone, without detect.confirm's windows"
         result.append(Row(name, took, ours, took / ours, counted, at_least, note=note))
     return result
 
@@ -117,27 +119,29 @@ def main(
     paths = Paths(model, raw, crops, split, proof, nowhere, nowhere, nowhere, nowhere)
     frames = frames_of_subsets(paths, read_card(params.dataset), params)
     classifier, rate = load_classifier(model), params.detect.false_positives
-    ways = {mode: describe_way(mode, classifier, frames, params) for mode in ("windows", "dense")}
-    print(f"{'':<10}{'threshold':>10}{'recall':>10}{'precision':>11}{'FP a frame':>12}{'recall at ' + f'{rate:g}':>14}")
+    ways = {name: describe_way(name, changes, classifier, frames, params) for name, changes in WAYS.items()}
+    print(f"{'':<12}{'threshold':>10}{'recall':>10}{'precision':>11}{'FP a frame':>12}{'recall at ' + f'{rate:g}':>14}")
     for mode, found in ways.items():
         columns = ("recall", "precision", "false_positives_per_frame")
         recall, precision, false = (found.get(name, {}).get("value", float("nan")) for name in columns)
         print(
-            f"{mode:<10}{found['threshold']:>10.4f}{recall:>10.3f}{precision:>11.3f}{false:>12.3f}"
+            f"{mode:<12}{found['threshold']:>10.4f}{recall:>10.3f}{precision:>11.3f}{false:>12.3f}"
             f"{found['recall_at_rate']:>14.3f}"
         )
     if out is not None:
         write_json(out, {"frames": len(frames["test"]), "seed": params.seed, "ways": ways})
 
 
-def describe_way(mode: str, classifier: "Classifier", frames: dict[str, list["Frame"]], params: Params) -> dict:
+def describe_way(
+    name: str, changes: dict[str, object], classifier: "Classifier", frames: dict[str, list["Frame"]], params: Params
+) -> dict:
     """Recall, precision and false positives a frame on test frames with intervals; its threshold from validation."""
     from lesionlab.detection.froc import froc_curve, operating_metrics, sensitivity_at
     from lesionlab.detection.run import Detector, detect_frames, operating_threshold
 
-    rate, settings = params.detect.false_positives, params.detect.model_copy(update={"mode": mode})
+    rate, settings = params.detect.false_positives, params.detect.model_copy(update=changes)
     detector = Detector(classifier, settings, params.training.batch_size)
-    found = {name: detect_frames(members, detector, params, f"{mode}, {name}") for name, members in frames.items()}
+    found = {part: detect_frames(members, detector, params, f"{name}, {part}") for part, members in frames.items()}
     threshold = operating_threshold(found["val"].boxes, found["val"].frames, rate)
     test, how = found["test"], {"resamples": params.evaluate.resamples, "seed": params.seed}
     at_rate = sensitivity_at(froc_curve(test.boxes, test.frames), (rate,))["sensitivity"].iloc[0]

@@ -153,6 +153,7 @@ class DetectParams(Section):
     mode: Literal["dense", "windows"]
     window_sizes: Annotated[list[Annotated[float, Field(gt=0, le=1)]], Field(min_length=1)]
     stride: Annotated[float, Field(gt=0, le=1)]
+    confirm: Count
     overlap: Fraction
     false_positives: PositiveFloat
     max_frames: PositiveInt | None

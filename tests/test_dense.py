@@ -6,11 +6,14 @@ import pytest
 from PIL import Image
 from tiny_networks import CLASSES, SIZE, THREADS, lively, tiny_architecture, tiny_crops
 
+from lesionlab.data.crops import cut
 from lesionlab.detection.dense import dense_classifier, fragment_offsets, fragments, halving_inputs
+from lesionlab.detection.run import Detector
 from lesionlab.errors import InputError
 from lesionlab.models.backbones import find_backbone
-from lesionlab.models.networks import build_network
+from lesionlab.models.networks import build_network, softmax
 from lesionlab.models.saved import Classifier, Description
+from lesionlab.params import DetectParams
 from lesionlab.training.backend import environment
 
 SMALL = "mobilenetv2_0.35"
@@ -137,6 +140,31 @@ def test_windows_lie_on_a_grid_as_fine_as_asked_for(stride, step):
         scale = content[2 + axis] / reduced[axis]
         places = content[axis] + scale * np.arange(0, reduced[axis] - SIZE + 1, step)
         assert set(boxes[:, axis]) == set(places.round().astype(int))
+
+
+def detector(classifier: Classifier, confirm: int) -> Detector:
+    """One that suppresses nothing."""
+    params = DetectParams(
+        mode="dense", window_sizes=[0.5, 0.8], stride=0.5, confirm=confirm, overlap=1.0, false_positives=1.0,
+        max_frames=None, overlays=0,
+    )  # fmt: skip
+    return Detector(classifier, params, batch_size=4)
+
+
+def test_the_best_windows_of_a_dense_map_are_cut_out_and_classified_again():
+    classifier, frame = classifier_of(SMALL, image_size=64), noise(150, 190)
+    windows, dense = detector(classifier, 0).windows(frame)
+    best = windows[np.argsort(-dense, kind="stable")[:6]]
+    boxes, scores, heat = detector(classifier, 6).boxes(frame)
+    assert sorted(boxes.tolist()) == sorted(best.tolist())
+    assert (np.diff(scores) <= 0).all()
+    crops = np.stack([cut(Image.fromarray(frame), tuple(box), 64) for box in boxes])
+    expected = 1 - softmax(classifier.logits(crops, 4), classifier.description.temperature)[:, 0]
+    np.testing.assert_allclose(scores, expected, rtol=1e-4, atol=1e-5)
+    unconfirmed, dense_scores, same_heat = detector(classifier, 0).boxes(frame)
+    assert len(unconfirmed) == len(windows)
+    np.testing.assert_array_equal(dense_scores, np.sort(dense)[::-1])
+    np.testing.assert_array_equal(heat, same_heat)
 
 
 def test_the_small_cnn_has_no_dense_way():

@@ -459,8 +459,8 @@ def test_dense_maps_can_be_held_against_windows(project, capsys):
     benchmarks.detection.main(model=Path("models/finetune"))
     head, *lines = capsys.readouterr().out.splitlines()
     assert head.split()[:3] == ["threshold", "recall", "precision"]
-    windows, dense = (line.split() for line in lines)
-    assert windows[0] == "windows"
+    windows, dense, unconfirmed = (line.split() for line in lines)
+    assert (windows[0], unconfirmed[0]) == ("windows", "unconfirmed")
     metrics = read_json(Path("metrics/detect.json"))
     assert dense[0] == "dense"
     assert float(dense[1]) == pytest.approx(metrics["threshold"], abs=1e-4)

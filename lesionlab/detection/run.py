@@ -12,7 +12,7 @@ from PIL import Image
 
 from lesionlab import tracking
 from lesionlab.data.cards import Card
-from lesionlab.data.crops import content_box, lesion_boxes
+from lesionlab.data.crops import content_box, cut, lesion_boxes
 from lesionlab.data.readers import Frame, read_frames, read_mask, read_rgb
 from lesionlab.detection import froc
 from lesionlab.detection.boxes import boxes_table, found_lesion, nearest_lesion, suppress
@@ -70,7 +70,7 @@ class Detector:
     """A classifier that looks for lesions in whole frames, densely or window by window."""
 
     def __init__(self, classifier: Classifier, params: DetectParams, batch_size: int):
-        self.classifier, self.params = classifier, params
+        self.classifier, self.params, self.batch_size = classifier, params, batch_size
         if params.mode == "dense":
             self._score = dense_classifier(classifier, params.stride).score
         else:
@@ -91,9 +91,29 @@ class Detector:
         """Boxes (n, 4) after suppression, scores (n,) in [0, 1], best first, and the heat map (height, width)."""
         windows, probabilities = self.windows(pixels)
         heat = heat_map(windows, probabilities, pixels.shape[:2])
+        if self.params.mode == "dense" and self.params.confirm:
+            windows, probabilities = self._confirm(pixels, windows, probabilities)
         kept = suppress(windows, probabilities, self.params.overlap)
         kept = kept[probabilities[kept] >= LOWEST_SCORE]
         return windows[kept], probabilities[kept], heat
+
+    def _confirm(
+        self, pixels: np.ndarray, windows: np.ndarray, probabilities: np.ndarray
+    ) -> tuple[np.ndarray, np.ndarray]:
+        """The best windows of a dense map, each cut out and classified: boxes (m, 4) and scores (m,); others go.
+
+        A dense map sees beyond a window's edges, where the training crops ended, so its scores are not those that the
+        classifier gives to a window. Neighbours are not suppressed before: which of them fits best is not yet known.
+        """
+        chosen = np.argsort(-probabilities, kind="stable")[: self.params.confirm]
+        size, image = self.classifier.description.architecture.image_size, Image.fromarray(pixels)
+        crops = np.stack([cut(image, tuple(box), size) for box in windows[chosen]])
+        parts = [
+            self.classifier.logits(crops[start : start + self.batch_size], self.batch_size)
+            for start in range(0, len(crops), self.batch_size)
+        ]
+        again = softmax(np.concatenate(parts), self.classifier.description.temperature)
+        return windows[chosen], 1 - again[:, 0]
 
 
 def run_detection(paths: Paths, card: Card, params: Params) -> None:
