@@ -7,13 +7,12 @@ from typing import Annotated, Literal, get_args
 from pydantic import Discriminator, Field, PositiveInt, Tag, model_validator
 
 from lesionlab.errors import InputError
-from lesionlab.files import INDEX_COLUMNS, SPLIT_COLUMNS
 from lesionlab.params import ModelParams, PositiveFloat, Section, SplitParams, read_yaml
 
 Subset = Literal["train", "val", "test"]
 SUBSETS: tuple[Subset, ...] = get_args(Subset)
-# Columns that a card cannot add to the crops' index: its own, those that the split adds, and the derived subgroup.
-RESERVED_COLUMNS = frozenset((*INDEX_COLUMNS, *SPLIT_COLUMNS, "digest", "lesion_size"))
+# Columns that a card cannot add to the crops' index, beside its own: what the split adds, and the derived subgroup.
+DERIVED_COLUMNS = ("digest", "lesion_size")
 
 
 class Source(Section):
@@ -83,8 +82,10 @@ class Table(Section):
             raise ValueError("takes subset (train, val, test) or fold (numbers), not both")
         if len(set(self.columns)) < len(self.columns):
             raise ValueError(f"columns: {list(self.columns)} names one twice")
+        from lesionlab.files import INDEX_COLUMNS, SPLIT_COLUMNS  # not above: it brings pandas, and --help must be quick
+
         for column in self.columns:
-            if column in RESERVED_COLUMNS:
+            if column in (*INDEX_COLUMNS, *SPLIT_COLUMNS, *DERIVED_COLUMNS):
                 raise ValueError(
                     f"columns: '{column}' is the name of a column that the program writes itself; rename it in "
                     f"{self.file}"
