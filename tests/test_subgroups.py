@@ -7,7 +7,7 @@ from PIL import Image
 from sklearn.metrics import accuracy_score, recall_score, roc_auc_score
 from tiny import CARD
 
-from lesionlab.data.cards import RESERVED_COLUMNS, Card
+from lesionlab.data.cards import DERIVED_COLUMNS, Card
 from lesionlab.data.crops import crop_all
 from lesionlab.errors import InputError
 from lesionlab.evaluation.metrics import Scores, with_intervals
@@ -106,7 +106,7 @@ def test_a_column_of_a_cards_table_comes_to_the_table_of_subgroups(tmp_path, tin
 
 
 def test_a_card_cannot_name_a_column_as_the_derived_one():
-    assert LESION_SIZE in RESERVED_COLUMNS
+    assert LESION_SIZE in DERIVED_COLUMNS
 
 
 def test_each_subgroup_has_the_figures_of_its_crops_alone():

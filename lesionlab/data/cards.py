@@ -82,7 +82,7 @@ class Table(Section):
             raise ValueError("takes subset (train, val, test) or fold (numbers), not both")
         if len(set(self.columns)) < len(self.columns):
             raise ValueError(f"columns: {list(self.columns)} names one twice")
-        from lesionlab.files import INDEX_COLUMNS, SPLIT_COLUMNS  # not above: it brings pandas, and --help must be quick
+        from lesionlab.files import INDEX_COLUMNS, SPLIT_COLUMNS  # not above: --help must be quick
 
         for column in self.columns:
             if column in (*INDEX_COLUMNS, *SPLIT_COLUMNS, *DERIVED_COLUMNS):
