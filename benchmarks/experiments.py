@@ -12,8 +12,8 @@ CVC = {
     "finetune.unfrozen_blocks": 2,
     "finetune.learning_rate": 3e-4,
     "finetune.augment": False,
-    "finetune.epochs": 5,
-    "finetune.patience": 5,
+    "finetune.epochs": 4,
+    "finetune.patience": 4,
 }
 UPRIGHT = {"augment.vertical_flip": False, "augment.rotation": 0.03}  # films and slices are never upside down
 
