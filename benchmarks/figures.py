@@ -184,6 +184,7 @@ def page(there: list[str], written: dict[str, str]) -> list[str]:
         "",
         "Written by `python -m benchmarks.figures`. [95 % interval, bootstrap over groups].",
         "DATA is `../shared/data`, WEIGHTS the ImageNet weights of MobileNetV2 without its top.",
+        "Where no commit is named, and on commits before 9cdc9c0, detections are of dense maps alone, without `detect.confirm`.",
         "",
     ]
     for name in EXPERIMENTS:
@@ -274,7 +275,7 @@ def dense_table(ways: dict) -> list[str]:
     for way, found in ways["ways"].items():
         cells = [interval(found.get(key)) for key in ("recall", "precision", "false_positives_per_frame")]
         lines.append(f"| {way} | {found['threshold']:.3f} | {' | '.join(cells)} | {found['recall_at_rate']:.3f} |")
-    return [*lines, "", f"Both on the same {ways['frames']} test frames, each at its own validation threshold."]
+    return [*lines, "", f"All on the same {ways['frames']} test frames, each at its own validation threshold."]
 
 
 def explanation(explained: dict) -> list[str]:

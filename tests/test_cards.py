@@ -139,6 +139,7 @@ def test_only_the_rule_none_gives_up_on_group_disjoint_splits(groups, disjoint):
             {"copies": [{"layout": {"kind": "class-folders"}, "groups": "none"}]},
             "copies: give labels where layout does",
         ),
+        ({"tile": 224}, "tile: the side of an image of the release in pixels, with detect: tiles and only then"),
         ({"detect": "none"}, "detect: 'none' does not fit the layout; it takes windows"),
         (
             {"layout": {"kind": "class-folders"}, "groups": "none", "detect": "windows"},

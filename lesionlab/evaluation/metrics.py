@@ -66,10 +66,12 @@ def resample(
     metrics: a function of weights (draws, n) that gives a (draws,) array a metric. groups: (n,) names.
     """
     group, distinct = pd.factorize(groups)
-    names = list(metrics(np.ones((1, len(groups)))))
+    names: list[str] = []
 
     def figures(draws: np.ndarray) -> np.ndarray:
-        return np.column_stack(list(metrics(draws[:, group]).values()))
+        found = metrics(draws[:, group])
+        names[:] = found
+        return np.column_stack(list(found.values()))
 
     values, distribution = bootstrap(figures, len(distinct), resamples, seed, "evaluate")
     return Figures(pd.Series(values, names), pd.DataFrame(distribution, columns=names), len(distinct))

@@ -1,7 +1,6 @@
 """On whom does a model work: metrics by sequence, centre, scanner, size of the lesion."""
 
 import sys
-from functools import partial
 from itertools import pairwise
 
 import numpy as np
@@ -9,7 +8,7 @@ import pandas as pd
 from pandas.api.types import is_numeric_dtype
 
 from lesionlab.errors import InputError
-from lesionlab.evaluation.metrics import Scores, classification_metrics, resample
+from lesionlab.evaluation.metrics import Scores, with_intervals
 from lesionlab.files import INDEX_COLUMNS
 
 LESION_SIZE = "lesion_size"
@@ -89,9 +88,7 @@ def subgroup_table(
 
 
 def _metrics(scores: Scores, resamples: int, seed: int) -> pd.DataFrame:
-    groups = len(np.unique(scores.groups))
-    figures = resample(partial(classification_metrics, scores), scores.groups, resamples if groups > 1 else 1, seed)
-    table = figures.table()
+    table = with_intervals(scores, resamples, seed)
     return table[table["metric"].isin(METRICS)]
 
 

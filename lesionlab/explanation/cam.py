@@ -14,7 +14,7 @@ from lesionlab.progress import progress
 Method = Literal["gradcam", "hirescam"]
 METHODS: tuple[Method, ...] = get_args(Method)
 # Of an automatic choice, the coarsest: the further from the head, the less a map says of the class. At 96 pixels the
-# maps of a MobileNetV2 are 3, 6 and 12 cells a side; a lesion is smaller than a cell of the first two.
+# maps of a MobileNetV2 are 3, 6 and 12 cells a side, and a lesion about a third of a window.
 RESOLUTIONS = 3
 
 
