@@ -184,7 +184,7 @@ def page(there: list[str], written: dict[str, str]) -> list[str]:
         "",
         "Written by `python -m benchmarks.figures`. [95 % interval, bootstrap over groups].",
         "DATA is `../shared/data`, WEIGHTS the ImageNet weights of MobileNetV2 without its top.",
-        "Where no commit is named, and on commits before 9cdc9c0, detections are of dense maps alone, without `detect.confirm`.",
+        "Where no commit is named, and on those before 9cdc9c0, detections are of dense maps without `detect.confirm`.",
         "",
     ]
     for name in EXPERIMENTS:
