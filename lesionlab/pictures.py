@@ -23,6 +23,7 @@ OTHER_COLOUR = "black"  # of a model that the pipeline does not name
 LESION_COLOUR = "#56B4E9"
 HIT_COLOUR = "#009E73"
 MISS_COLOUR = "#D55E00"
+POSITION_DIGITS = 6  # of parts of a figure
 GAP = 2  # pixels between the pictures of a contact sheet
 
 
@@ -33,9 +34,22 @@ def model_colour(model: str) -> str:
 
 def save_figure(figure: plt.Figure, path: Path) -> None:
     """Write a figure as PNG, whole or not at all, with the same bytes at every run."""
+    if figure.get_layout_engine() is not None:
+        _settle(figure)
     with whole_file(path) as temporary:
         figure.savefig(temporary, format="png", dpi=110, bbox_inches="tight", metadata={"Software": None})
     plt.close(figure)
+
+
+def _settle(figure: plt.Figure) -> None:
+    """Put the axes where the layout engine wants them, to a thousandth of a pixel.
+
+    Its solver does not give the last bits again in another process, which would move the grey levels of pictures.
+    """
+    figure.draw_without_rendering()
+    figure.set_layout_engine("none")
+    for axes in figure.axes:
+        axes.set_position(np.round(axes.get_position().bounds, POSITION_DIGITS))
 
 
 def save_contact_sheet(path: Path, rows: list[tuple[str, np.ndarray]], columns: int) -> None:

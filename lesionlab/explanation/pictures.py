@@ -75,13 +75,17 @@ def draw_frames(path: Path, blocks: dict[str, Sequence[Example]], note: str) -> 
     """
     kinds = {kind: examples for kind, examples in blocks.items() if examples}
     tallest = max(example.pixels.shape[0] / example.pixels.shape[1] for block in kinds.values() for example in block)
-    inches, title = 2.9, 0.3
-    heights = [title + (inches * tallest + 0.4) * len(examples) for examples in kinds.values()]
-    figure = plt.figure(figsize=(inches * (1 + len(METHOD_NAMES)), sum(heights)), layout="constrained")
+    # Lines of pictures below their titles. No layout engine: its solver moves grey levels from run to run.
+    inches, title, names = 2.9, 0.3, 0.45
+    picture = inches * tallest
+    heights = [title + (picture + names) * len(examples) for examples in kinds.values()]
+    figure = plt.figure(figsize=(inches * (1 + len(METHOD_NAMES)), sum(heights)))
     parts = figure.subfigures(len(kinds), 1, squeeze=False, height_ratios=heights)[:, 0]
-    for part, (kind, examples) in zip(parts, kinds.items(), strict=True):
-        part.suptitle(kind, x=0.01, ha="left", fontsize=10, fontweight="bold")
+    for part, height, (kind, examples) in zip(parts, heights, kinds.items(), strict=True):
+        part.suptitle(kind, x=0.01, y=1 - 0.1 / height, ha="left", va="top", fontsize=10, fontweight="bold")
         axes = part.subplots(len(examples), 1 + len(METHOD_NAMES), squeeze=False)
+        top = 1 - (title + names) / height
+        part.subplots_adjust(0.01, 0.01, 0.99, top, wspace=0.04, hspace=names / picture)
         for line, example in zip(axes, examples, strict=True):
             _draw_column(line, example)
             for axis, name in zip(line, (example.title, *METHOD_NAMES.values()), strict=True):
