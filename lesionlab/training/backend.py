@@ -13,7 +13,9 @@ def start_keras(threads: int, dtype: str = "float32") -> None:
     """Set what must be set before TensorFlow's first operation.
 
     Results change with the number of threads, with oneDNN and with XLA: threads are set, oneDNN is left on, XLA is not
-    used, and `environment` records all three.
+    used, and `environment` records all three. `threads` is how many work on one operation, which decides how sums are
+    split. As many operations run at once, which changes no result: the two gradients of a layer do not wait for each
+    other.
     dtype: float32, mixed_bfloat16 (bfloat16 between layers, float32 weights) or auto: the latter where the hardware
     has it. It holds for every network built from here on.
     """
@@ -27,7 +29,7 @@ def start_keras(threads: int, dtype: str = "float32") -> None:
 
         try:
             tf.config.threading.set_intra_op_parallelism_threads(threads)
-            tf.config.threading.set_inter_op_parallelism_threads(1)
+            tf.config.threading.set_inter_op_parallelism_threads(threads)
         except RuntimeError as error:  # the process, a test for example, has used TensorFlow already
             if tf.config.threading.get_intra_op_parallelism_threads() != threads:
                 raise RuntimeError("start_keras must come before TensorFlow's first operation") from error

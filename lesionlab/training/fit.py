@@ -156,6 +156,9 @@ def _compile(suffix: keras.Model, settings: FitParams, training: TrainingParams,
         jit_compile=False,
     )
     suffix.optimizer.build(suffix.trainable_variables)
+    # Metrics too: Keras would make them in the first step, and then trace it once more.
+    nothing = np.zeros((1, suffix.output_shape[-1]), dtype="float32")
+    suffix.compute_metrics(None, nothing, nothing)
 
 
 def _epoch_batches(
