@@ -5,10 +5,11 @@ study's name in place of `repro` in a study: all its cells are below one parent.
 repository's root with artifacts in `mlartifacts` beside it, or what MLFLOW_TRACKING_URI names; a relative sqlite path
 there is relative to the root, so that copies of the work tree (`--temp`, queue workers) write to the same database.
 
-A stage records once, after its work is done, in a child process (`python -m lesionlab.tracking`, the request as JSON
-on its standard input). A process can be ended whatever it hangs in, be it a socket, a name look-up or a lock, which a
-thread cannot; and MLflow's import, threads and exit hooks stay out of the process that trains. What goes wrong there
-is one warning line here.
+A stage records once, after its work is done, in a child process (`python -m lesionlab.tracking ROOT`, the request as
+JSON on its standard input). A process can be ended whatever it hangs in, be it a socket, a name look-up or a lock,
+which a thread cannot; and MLflow's import, threads and exit hooks stay out of the process that trains. It is started
+with the stage (`prepare`), so that MLflow is imported, and a new database made, beside the stage's own imports. What
+goes wrong there is one warning line here.
 """
 
 import hashlib
@@ -49,6 +50,15 @@ class TrackingError(Exception):
     """Why a stage was not recorded."""
 
 
+_waiting: list[subprocess.Popen] = []  # the child process that `prepare` started, until a stage is recorded
+
+
+def prepare() -> None:
+    """Start the child process that the stage will be recorded in; without a request it ends with this process."""
+    if not _waiting:
+        _waiting.append(_start_child())
+
+
 def log_stage(
     stage: str,
     *,
@@ -70,12 +80,10 @@ def log_stage(
     Never raises because of MLflow, and takes 15 s at most where a server does not answer: one line on standard error
     then says why the stage was not recorded.
     """
-    uri = os.environ.get("MLFLOW_TRACKING_URI") or f"sqlite:///{repository_root() / 'mlflow.db'}"
     try:
-        request = _request(stage, params, history, metrics, pictures, tags or {}, seconds)
-        _record_in_child({"uri": uri, "root": str(repository_root()), **request})
+        _record_in_child(_request(stage, params, history, metrics, pictures, tags or {}, seconds))
     except Exception as error:
-        server = re.sub(r"//[^/@]*@", "//***@", uri)  # no password on a screen
+        server = re.sub(r"//[^/@]*@", "//***@", _uri())  # no password on a screen
         print(
             f"warning: MLflow at {server} did not record all of stage {stage}: {_reason(error)}; "
             "the stage's results are not affected",
@@ -193,23 +201,35 @@ def _epochs(history: pd.DataFrame | None) -> list[tuple[int, dict[str, float]]]:
     return [(int(step), _numbers(row)) for step, row in zip(steps, rows, strict=True)]
 
 
-def _record_in_child(request: dict[str, Any]) -> None:
-    """Run `python -m lesionlab.tracking` on the request. Raises TrackingError when it ends other than well."""
+def _uri() -> str:
+    return os.environ.get("MLFLOW_TRACKING_URI") or f"sqlite:///{repository_root() / 'mlflow.db'}"
+
+
+def _start_child() -> subprocess.Popen:
     search = [str(Path(__file__).parent.parent), os.environ.get("PYTHONPATH", "")]
-    environment = {**ENVIRONMENT, **os.environ, "PYTHONPATH": os.pathsep.join(filter(None, search))}
-    try:
-        child = subprocess.run(
-            [sys.executable, "-m", "lesionlab.tracking"],
-            input=json.dumps(request),
-            env=environment,
-            capture_output=True,
-            text=True,
-            timeout=TOTAL_SECONDS,
-        )
-    except subprocess.TimeoutExpired:
-        raise TrackingError(f"not ready after {TOTAL_SECONDS} s") from None
+    own = {"PYTHONPATH": os.pathsep.join(filter(None, search)), "MLFLOW_TRACKING_URI": _uri()}
+    return subprocess.Popen(
+        [sys.executable, "-m", "lesionlab.tracking", str(repository_root())],
+        env={**ENVIRONMENT, **os.environ, **own},
+        stdin=subprocess.PIPE,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+    )
+
+
+def _record_in_child(request: dict[str, Any]) -> None:
+    """Give the request to the child process. Raises TrackingError when it ends other than well."""
+    with _waiting.pop() if _waiting else _start_child() as child:
+        try:
+            output, errors = child.communicate(json.dumps(request), timeout=TOTAL_SECONDS)
+        except BaseException as error:
+            child.kill()
+            if isinstance(error, subprocess.TimeoutExpired):
+                raise TrackingError(f"not ready after {TOTAL_SECONDS} s") from None
+            raise
     if child.returncode != 0:
-        said = (child.stdout.splitlines() or child.stderr.splitlines() or [""])[-1]
+        said = (output.splitlines() or errors.splitlines() or [""])[-1]
         raise TrackingError(said.strip() or f"its process ended with status {child.returncode}")
 
 
@@ -231,28 +251,31 @@ def _reason(error: BaseException) -> str:
 def _main() -> int:
     """The child process: record the request on standard input; status 1 and the reason as last line if it fails."""
     try:
-        request = json.load(sys.stdin)
-        uri, database = _resolve(request["uri"], Path(request["root"]))
+        root = Path(sys.argv[1])
+        uri, database = _resolve(os.environ["MLFLOW_TRACKING_URI"], root)
         import mlflow  # what it costs to import is not the server's fault: before the clock starts
         from filelock import FileLock
 
         if database:
             import mlflow.store.tracking.sqlalchemy_store  # noqa: F401
 
-        folder = Path(request["root"], ".lesionlab")
+        folder = root / ".lesionlab"
         folder.mkdir(parents=True, exist_ok=True)
         lock = FileLock(folder / "mlflow.lock")
         if database and _is_missing(database):
             with lock:
                 if _is_missing(database):
                     _create_database(database)
+        request = sys.stdin.read()
+        if not request:  # the stage failed
+            return 0
         clock = threading.Timer(ANSWER_SECONDS, _give_up)
         clock.daemon = True
         clock.start()
         with lock:  # two stages at once make one parent, and sqlite has one writer at a time
             if database:
                 _check_database(database)
-            _record(request, uri, database)
+            _record(json.loads(request), uri, database)
     except Exception as error:
         print(f"\n{_reason(error)}", flush=True)
         return 1

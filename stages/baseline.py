@@ -25,9 +25,11 @@ def main(
     metrics: Annotated[Path, Option(help="JSON file to write")],
     history: Annotated[Path, Option(help="CSV file to write, a row an epoch")],
 ) -> None:
+    from lesionlab import tracking
     from lesionlab.training.backend import start_keras
 
     params = read_params()
+    tracking.prepare()
     start_keras(params.training.threads, params.training.dtype)  # before anything that imports Keras
     from lesionlab.models.networks import Architecture, build_network
     from lesionlab.training.run import Paths, run_training

@@ -60,9 +60,12 @@ def main(
     froc: Annotated[Path | None, Option(help="CSV file to write")] = None,
     pictures: Annotated[Path | None, Option(help="folder to write overlays to")] = None,
 ) -> None:
+    from lesionlab import tracking
     from lesionlab.training.backend import start_keras
 
     params = read_params()
+    if frames is None:
+        tracking.prepare()
     start_keras(params.training.threads)  # before anything that imports Keras
     from lesionlab.data.cards import read_card
     from lesionlab.detection.folder import detect_folder

@@ -29,9 +29,11 @@ def main(
         list[Path] | None, Option(help="folder of a model of the ensemble, instead of those that params.yaml names")
     ] = None,
 ) -> None:
+    from lesionlab import tracking
     from lesionlab.training.backend import start_keras
 
     params = read_params()
+    tracking.prepare()
     start_keras(params.training.threads)  # before anything that imports Keras
     from lesionlab.evaluation.run import Paths, run_evaluation
     from lesionlab.evaluation.table import evaluation_table

@@ -29,9 +29,11 @@ def main(
     table: Annotated[Path, Option(help="CSV file to write")],
     pictures: Annotated[Path, Option(help="folder to write pictures to")],
 ) -> None:
+    from lesionlab import tracking
     from lesionlab.training.backend import start_keras
 
     params = read_params()
+    tracking.prepare()
     start_keras(params.training.threads)  # before anything that imports Keras
     from lesionlab.data.cards import read_card
     from lesionlab.explanation.run import Paths, run_explanation

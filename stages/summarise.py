@@ -27,6 +27,8 @@ def main(
     import time
 
     from lesionlab import tracking
+
+    tracking.prepare()
     from lesionlab.studies import blockwise, ensemble, external, leakage, variants
     from lesionlab.studies.tables import Paths, write_summary
 

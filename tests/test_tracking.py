@@ -59,7 +59,7 @@ def read_runs(database):
 
 
 def record_here(request):
-    tracking._record(request, *tracking._resolve(request["uri"], Path(request["root"])))
+    tracking._record(request, *tracking._resolve(tracking._uri(), tracking.repository_root()))
 
 
 @pytest.fixture(scope="module")
@@ -319,10 +319,28 @@ def test_an_interrupt_ends_the_stage(monkeypatch):
     def interrupted(*_, **__):
         raise KeyboardInterrupt
 
-    monkeypatch.setattr(tracking.subprocess, "run", interrupted)
+    monkeypatch.setattr(tracking.subprocess.Popen, "communicate", interrupted)
     monkeypatch.setenv("DVC_EXP_BASELINE_REV", "0123abcd")
     with pytest.raises(KeyboardInterrupt):
         log_small()
+
+
+def test_a_prepared_process_makes_the_database_and_records_later(tmp_path):
+    tracking.prepare()
+    deadline = time.monotonic() + 60
+    while not (tmp_path / "mlflow.db").exists():
+        assert time.monotonic() < deadline
+        time.sleep(0.1)
+    log_small()
+    assert not tracking._waiting
+    assert [run.data.metrics["auc"] for run in read_runs(tmp_path / "mlflow.db")[1] if run.data.metrics] == [0.5]
+
+
+def test_a_prepared_process_without_a_request_ends_quietly(tmp_path):
+    environment = {**os.environ, "PYTHONPATH": str(REPOSITORY), "MLFLOW_TRACKING_URI": "sqlite:///runs.db"}
+    command = [sys.executable, "-m", "lesionlab.tracking", str(tmp_path)]
+    child = subprocess.run(command, input="", env=environment, capture_output=True, text=True)
+    assert (child.returncode, child.stdout) == (0, "")
 
 
 def test_without_an_experiment_the_key_follows_params_and_commit(monkeypatch):
