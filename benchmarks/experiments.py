@@ -175,6 +175,13 @@ EXPERIMENTS = {
         {"model.image_size": 96, **BRAIN, **FOLDS, "@blocks": [1, 2, 3, 4, 5]},
         "blockwise",
     ),
+    "blockwise-brain-160": Experiment(
+        "Brain tumours, three classes, the author's folds: two depths, larger slices",
+        "brain-tumor-cheng",
+        "brain-tumor-cheng",
+        {"model.image_size": 160, **BRAIN, "finetune.epochs": 10, "finetune.patience": 10, **FOLDS, "@blocks": [2, 3]},
+        "blockwise",
+    ),
     "leakage-cvc": Experiment(
         "CVC-ClinicDB: frames drawn singly against sequences",
         "cvc-clinicdb",
