@@ -1,6 +1,7 @@
 """Crops: margins, lesions, windows around and beside them, and the array and table that they become."""
 
 from concurrent.futures import Future
+from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -10,6 +11,7 @@ from hypothesis import strategies as st
 from PIL import Image
 from tiny import ROOT, small_params
 
+from lesionlab.data import crops
 from lesionlab.data.cards import read_card
 from lesionlab.data.crops import (
     HIGHLIGHT_LEVEL,
@@ -356,12 +358,28 @@ def test_processes_give_what_one_loop_gives(drawn_phantom, tiny_card, tmp_path, 
             assert np.array_equal(result.images, expected.images)
 
 
-def test_only_a_few_parts_are_computed_ahead(drawn_phantom, tiny_card, monkeypatch):
+def test_only_a_few_parts_are_computed_ahead_and_some_of_them_here(drawn_phantom, tiny_card, monkeypatch):
     frames = read_frames(tiny_card, drawn_phantom)[:1] * 40
-    submitted = []
+    computed, submitted = [], []
+    plain = crops.crop_frame
 
-    class Inline:
-        """An executor that counts what it is given and does it at once."""
+    def counted(frame, *rest):
+        computed.append(frame)
+        return plain(frame, *rest)
+
+    class WhenAsked(Future):
+        """A part that no process begins before its result is asked for."""
+
+        def __init__(self, call, part):
+            super().__init__()
+            self.compute = partial(call, part)
+
+        def result(self):
+            self.set_result(self.compute())
+            return super().result()
+
+    class Slow:
+        """An executor that counts what it is given."""
 
         def __init__(self, *_, **__): ...
         def __enter__(self):
@@ -371,18 +389,20 @@ def test_only_a_few_parts_are_computed_ahead(drawn_phantom, tiny_card, monkeypat
         def shutdown(self, **_): ...
         def submit(self, call, part):
             submitted.append(len(part))
-            future = Future()
-            future.set_result(call(part))
-            return future
+            return WhenAsked(call, part)
 
-    monkeypatch.setattr("lesionlab.data.crops.FEWEST_FOR_PROCESSES", 1)
-    monkeypatch.setattr("lesionlab.data.crops.PART", 2)
-    monkeypatch.setattr("lesionlab.data.crops.ProcessPoolExecutor", Inline)
+    monkeypatch.setattr(crops, "crop_frame", counted)
+    monkeypatch.setattr(crops, "FEWEST_FOR_PROCESSES", 1)
+    monkeypatch.setattr(crops, "PART", 2)
+    monkeypatch.setattr(crops, "MOST_AHEAD", 6)
+    monkeypatch.setattr(crops, "ProcessPoolExecutor", Slow)
     results = crop_frames(frames, BOTH, PARAMS, 32, 42, 2)
     for taken in range(1, 41):
         next(results)
-        assert sum(submitted) - taken <= 2 * 2 * IN_FLIGHT
-    assert sum(submitted) == 40
+        assert len(computed) - taken <= 2 * 6
+        assert sum(submitted) - taken <= 2 * 6
+    assert len(computed) == 40
+    assert 2 * IN_FLIGHT <= sum(submitted) < 40
 
 
 # The whole
@@ -447,8 +467,8 @@ def test_real_frames_give_both_classes(shared_data, monkeypatch, dataset, folder
     monkeypatch.chdir(ROOT)
     card = read_card(dataset)
     frames = read_frames(card, shared_data / folder)[:10]
-    for frame, crops in crop_frames(frames, card.classes, PARAMS, 96, 42):
-        labels = [row["label"] for row in crops.rows]
+    for frame, found in crop_frames(frames, card.classes, PARAMS, 96, 42):
+        labels = [row["label"] for row in found.rows]
         assert labels.count("polyp") >= 1, frame.name
-        assert crops.images.std() > 10
+        assert found.images.std() > 10
     assert "background" in labels

@@ -37,7 +37,8 @@ SHEET_LINES = 10
 MOST_WORKERS = 8
 FEWEST_FOR_PROCESSES = 256  # frames; starting the processes takes as long as cropping about that many
 PART = 8  # frames handed to a process at once
-IN_FLIGHT = 3  # parts for each process
+IN_FLIGHT = 3  # parts that wait for each process
+MOST_AHEAD = 24  # parts that are begun or done, but not yet given out
 
 
 @dataclass(frozen=True)
@@ -69,16 +70,24 @@ def lesion_boxes(mask: np.ndarray, min_area: float) -> tuple[np.ndarray, list[Bo
 
     Returns the label image (0 background, 1..n lesions in the order of the boxes) and the boxes (x, y, width, height).
     """
-    labels, count = ndimage.label(mask, structure=np.ones((3, 3)))
-    areas = np.bincount(labels[mask], minlength=count + 1)
+    labels = np.zeros(mask.shape, dtype="int32")
+    lines, across = np.flatnonzero(mask.any(axis=1)), np.flatnonzero(mask.any(axis=0))
+    if not len(lines):
+        return labels, []
+    # A mask is black for the most part: only the box that holds all lesions is searched.
+    top, left = int(lines[0]), int(across[0])
+    inside = np.s_[top : lines[-1] + 1, left : across[-1] + 1]
+    found, count = ndimage.label(mask[inside], structure=np.ones((3, 3)))
+    areas = np.bincount(found[mask[inside]], minlength=count + 1)
     keep = [i for i in range(1, count + 1) if areas[i] >= min_area * mask.size]
     if len(keep) < count:
         renumber = np.zeros(count + 1, dtype="int32")
         renumber[keep] = np.arange(1, len(keep) + 1)
-        labels = renumber[labels]
+        found = renumber[found]
+    labels[inside] = found
     boxes = [
-        (columns.start, rows.start, columns.stop - columns.start, rows.stop - rows.start)
-        for rows, columns in ndimage.find_objects(labels)
+        (left + columns.start, top + rows.start, columns.stop - columns.start, rows.stop - rows.start)
+        for rows, columns in ndimage.find_objects(found)
     ]
     return labels, boxes
 
@@ -260,9 +269,10 @@ def crop_frames(
 ) -> Iterator[tuple[Frame, FrameCrops | InputError]]:
     """Crops of each frame, in order; a frame that cannot be read yields its error.
 
-    workers: processes, None for one a processor core (at most MOST_WORKERS); what is yielded does not depend on it.
-    Processes, because half of a frame's time holds Python's lock. Few frames are not worth starting them. At most
-    IN_FLIGHT parts for each worker are computed ahead, so memory does not grow with the number of frames.
+    workers: processes, this one among them; None for one a processor core (at most MOST_WORKERS). What is yielded does
+    not depend on it. Processes, because half of a frame's time holds Python's lock. This one crops from the first
+    moment, while the others start; few frames are not worth starting them. At most MOST_AHEAD parts are computed
+    ahead, so memory does not grow with the number of frames.
     """
     attempt = partial(_attempt, classes=classes, params=params, size=size, seed=seed)
     workers = min(os.cpu_count() or 1, MOST_WORKERS) if workers is None else workers
@@ -270,15 +280,20 @@ def crop_frames(
         yield from ((frame, attempt([frame])[0]) for frame in frames)
         return
     parts = deque(frames[start : start + PART] for start in range(0, len(frames), PART))
-    running: deque[tuple[list[Frame], Future]] = deque()
-    with ProcessPoolExecutor(workers, mp_context=get_context("spawn")) as pool:
+    ahead: deque[tuple[list[Frame], Future]] = deque()
+    with ProcessPoolExecutor(workers - 1, mp_context=get_context("spawn")) as pool:
         try:
-            while parts or running:
-                while parts and len(running) < IN_FLIGHT * workers:
-                    part = parts.popleft()
-                    running.append((part, pool.submit(attempt, part)))
-                part, future = running.popleft()
-                yield from zip(part, future.result(), strict=True)
+            while parts or ahead:
+                waiting = sum(not future.done() for _, future in ahead)
+                for _ in range(min(IN_FLIGHT * (workers - 1) - waiting, MOST_AHEAD - len(ahead), len(parts))):
+                    ahead.append((part := parts.popleft(), pool.submit(attempt, part)))
+                if parts and len(ahead) < MOST_AHEAD and not ahead[0][1].done():
+                    own: Future = Future()
+                    own.set_result(attempt(part := parts.popleft()))
+                    ahead.append((part, own))
+                else:
+                    part, future = ahead.popleft()
+                    yield from zip(part, future.result(), strict=True)
         finally:
             pool.shutdown(wait=False, cancel_futures=True)  # an error ends the run at once
 

@@ -130,12 +130,17 @@ def read_rgb(path: Path) -> np.ndarray:
     Pillow is the one decoder of this project: decoders differ by up to six grey levels on the same JPEG.
     Raises BrokenImageError when the file is truncated, not an image or too large for Pillow's limit.
     """
+    return _decode(path, ("RGB",))
+
+
+def _decode(path: Path, modes: tuple[str, ...]) -> np.ndarray:
+    """As `read_rgb`; an image in one of Pillow's `modes` as it is: (height, width) in mode L."""
     try:
         with Image.open(path) as image:
             ImageOps.exif_transpose(image, in_place=True)
             if image.mode.startswith("I") or image.mode == "F":
                 return np.repeat(_window(np.asarray(image, dtype="float32"))[..., None], 3, axis=2)
-            return np.asarray(image if image.mode == "RGB" else image.convert("RGB"))
+            return np.asarray(image if image.mode in modes else image.convert("RGB"))
     except _UNREADABLE as error:
         raise _broken(path, error) from None
 
@@ -173,7 +178,8 @@ def read_mask(path: Path, threshold: int, size: tuple[int, int], image: Path) ->
 
     size: (width, height) of the image that it belongs to. Raises InputError when the mask has another.
     """
-    mask = brightest(read_rgb(path)) > threshold
+    pixels = _decode(path, ("RGB", "L"))
+    mask = (pixels if pixels.ndim == 2 else brightest(pixels)) > threshold
     if mask.shape[::-1] != size:
         raise InputError(
             f"{path}: mask is {mask.shape[1]}x{mask.shape[0]} pixels but {image} is {size[0]}x{size[1]}; "
