@@ -1,7 +1,8 @@
 """evaluate: the three models, their ensemble and colour controls on the test subset, with intervals.
 
 reads   data/crops, data/split.csv, metrics/split.json, models/baseline, models/transfer, models/finetune
-writes  metrics/evaluate.json   headline metrics as value, low, high (95 %, bootstrap over groups); comparison; warning
+writes  metrics/evaluate.json   headline metrics as value, low, high (95 %, bootstrap over groups); chance;
+                                comparison; warning
         plots/evaluate/         as CSV: figures, comparison, calibration, uncertainty, subgroups; for each model
                                 roc, pr, confusion, reliability, risk_coverage, predictions (a row a test crop)
         pictures/evaluate/      the same to look at, and the worst mistakes
@@ -37,10 +38,11 @@ def main(
     start_keras(params.training.threads)  # before anything that imports Keras
     from lesionlab.evaluation.run import Paths, run_evaluation
     from lesionlab.evaluation.table import evaluation_table
+    from lesionlab.files import read_table
 
     paths = Paths(crops, split, proof, model, member or [], metrics, plots, pictures)
     written = run_evaluation(paths, params.evaluate, batch_size=params.training.batch_size, seed=params.seed)
-    print("\n".join(evaluation_table(written)))
+    print("\n".join(evaluation_table(written, read_table(plots / "subgroups.csv", ("model", "column", "level")))))
 
 
 if __name__ == "__main__":

@@ -1,8 +1,11 @@
 """The table that evaluate prints."""
 
+import pandas as pd
 import pytest
 
+from lesionlab.evaluation.run import chance
 from lesionlab.evaluation.table import evaluation_table, interval
+from lesionlab.summary import table
 
 
 def figure(value: float | None, low: float | None = None, high: float | None = None) -> dict:
@@ -44,3 +47,32 @@ def test_every_model_difference_and_warning_is_a_line():
     assert evaluation_table(metrics(warning="too near"))[6] == "warning: too near"
     assert "NOT group-disjoint" in evaluation_table(metrics(group_disjoint=False))[0]
     assert len(evaluation_table(metrics(comparison={}))) == 4
+
+
+def test_chance_is_a_row_without_interval():
+    row = chance(pd.Series(["a", "b", "b", "c", "b"]), 3)
+    assert row == {"accuracy": figure(0.6), "balanced_accuracy": figure(1 / 3), "roc_auc": figure(0.5)}
+    assert evaluation_table(metrics(chance=row))[4].split() == ["chance", "0.600", "0.333", "0.500", "-", "-"]
+
+
+def test_the_weakest_subgroup_of_each_model_and_column_is_a_line():
+    columns = ["model", "column", "level", "crops", "groups", "metric", "value", "low", "high", "note"]
+    rows = [
+        ("finetune", "lesion_size", "1 to 2", 7, 2, "accuracy", 0.9, "0.8", "1.0", ""),
+        ("finetune", "lesion_size", "2 to 3", 5, 1, "accuracy", 0.7, "", "", "one group: no interval"),
+        ("finetune", "lesion_size", "1 to 2", 7, 2, "recall", 0.1, "0.0", "0.2", ""),
+        ("finetune", "centre", "north", 12, 3, "accuracy", 0.8, "0.7", "0.9", ""),
+    ]
+    lines = evaluation_table(metrics(), pd.DataFrame(rows, columns=columns))[-3:]
+    assert lines[0].split() == ["weakest", "subgroup", "accuracy"]
+    assert lines[1].split(maxsplit=2) == ["finetune", "0.700", "lesion_size 2 to 3; 5 crops; one group: no interval"]
+    assert lines[2].split(maxsplit=4)[1:] == ["0.800", "[0.700,", "0.900]", "centre north; 12 crops"]
+    assert evaluation_table(metrics(), pd.DataFrame(columns=columns)) == evaluation_table(metrics())
+
+
+def test_the_summary_says_how_much_heat_lies_inside_lesions_where_masks_tell():
+    heat = {"gradcam": {"share_inside": figure(0.4, 0.3, 0.5), "times_random": figure(2.3, 1.9, 2.7)}, "lesions": 9}
+    said = "share of heat inside 0.400 [0.300, 0.500], 2.30 [1.90, 2.70] times a random map's"
+    none = pd.DataFrame()
+    assert f"Grad-CAM on 9 test lesions: {said}" in table(metrics(), {}, heat, none)
+    assert not any("Grad-CAM" in line for line in table(metrics(), {}, {"gradcam": {"layer": "relu"}}, none))

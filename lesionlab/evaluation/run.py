@@ -29,6 +29,7 @@ from lesionlab.files import file_digest, read_json, whole_folder, write_json, wr
 from lesionlab.params import EvaluateParams
 
 ENSEMBLE = "ensemble"
+CHANCE = "chance"  # a row of what one gets without looking
 # Of all that plots/evaluate/figures.csv holds, what metrics/evaluate.json repeats for `dvc metrics diff`.
 CLASSIFICATION = ("accuracy", "balanced_accuracy", "precision", "recall", "specificity", "f1", "roc_auc", "pr_auc")
 HEADLINES = (*CLASSIFICATION, "ece", "ece_before_scaling", "aurc", "aurc_gain", "error_at_90_coverage")
@@ -107,7 +108,7 @@ def _candidates(
 ) -> tuple[dict[str, Candidate], list[tuple[str, str]], list[str]]:
     """All rows of the table, the pairs of them that are compared, and the classes."""
     given = [folder.name for folder in paths.models]
-    reserved = (ENSEMBLE, *CONTROLS)
+    reserved = (ENSEMBLE, CHANCE, *CONTROLS)
     if len(set(given)) < len(given) or set(reserved) & set(given):
         raise InputError(
             f"--model: {', '.join(given)}: folders must have names of their own, other than {', '.join(reserved)}"
@@ -157,6 +158,7 @@ def describe(
         table = figure.table().set_index("metric")
         wanted = CONTROL_HEADLINES if name in CONTROLS else [metric for metric in HEADLINES if metric in table.index]
         content[name] = {metric: _figure(table.loc[metric], "value") for metric in wanted}
+    content[CHANCE] = chance(test["label"], crops.index["label"].nunique())
     content["comparison"] = {
         f"{model}_minus_{reference}": {
             **{row["metric"]: _figure(row, "difference") for _, row in rows.iterrows() if row["metric"] in COMPARED},
@@ -168,6 +170,12 @@ def describe(
     }
     content["warning"] = warning
     return content
+
+
+def chance(labels: pd.Series, classes: int) -> dict[str, dict[str, float | None]]:
+    """Figures of calling every test crop the most frequent class, without an interval."""
+    values = {"accuracy": labels.value_counts(normalize=True).max(), "balanced_accuracy": 1 / classes, "roc_auc": 0.5}
+    return {name: {"value": float(value), "low": None, "high": None} for name, value in values.items()}
 
 
 def calibration_table(networks: dict[str, Candidate], figures: dict[str, Figures]) -> pd.DataFrame:

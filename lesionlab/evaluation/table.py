@@ -1,4 +1,6 @@
-"""metrics/evaluate.json as a short table to read."""
+"""metrics/evaluate.json and subgroups.csv as a short table to read."""
+
+import pandas as pd
 
 COLUMNS = {
     "accuracy": "accuracy",
@@ -10,10 +12,10 @@ COLUMNS = {
 WIDTH = 24
 
 
-def evaluation_table(metrics: dict) -> list[str]:
-    """Lines: test figures of every model with 95 % intervals, differences of models, and the warning if there is one.
+def evaluation_table(metrics: dict, subgroups: pd.DataFrame | None = None) -> list[str]:
+    """Lines: test figures of models and of chance, differences, weakest subgroups, and the warning if there is one.
 
-    metrics: what metrics/evaluate.json holds.
+    metrics: what metrics/evaluate.json holds. subgroups: plots/evaluate/subgroups.csv; None: no such lines.
     """
     rows = {name: part for name, part in metrics.items() if isinstance(part, dict) and "accuracy" in part}
     kind = "group-disjoint" if metrics["group_disjoint"] else "NOT group-disjoint"
@@ -30,9 +32,28 @@ def evaluation_table(metrics: dict) -> list[str]:
         figures = [interval(part[key], "+.3f") for key in ("accuracy", "balanced_accuracy", "roc_auc")]
         figures += [f"{part[key]:.2g}" if part[key] is not None else "-" for key in ("mcnemar_p", "delong_p")]
         lines.append(f"{name.replace('_minus_', ' - '):<{first}}" + "".join(f"{text:<{WIDTH}}" for text in figures))
+    if subgroups is not None and len(subgroups):
+        lines.append(f"{'weakest subgroup':<{first}}{'accuracy':<{WIDTH}}")
+        lines += [f"{name:<{first}}{figure:<{WIDTH}}{where}" for name, figure, where in weakest(subgroups)]
     if metrics["warning"]:
         lines.append(f"warning: {metrics['warning']}")
     return [line.rstrip() for line in lines]
+
+
+def weakest(subgroups: pd.DataFrame) -> list[tuple[str, str, str]]:
+    """Of each column and model the subgroup of lowest accuracy: model, accuracy with interval, which it is."""
+    rows = subgroups[subgroups["metric"] == "accuracy"].reset_index(drop=True)
+    columns = ["value", "low", "high"]
+    rows[columns] = rows[columns].apply(pd.to_numeric, errors="coerce")  # a blank: one group has no interval
+    lowest = rows.loc[rows.groupby(["column", "model"], sort=False)["value"].idxmin()]
+    return [
+        (
+            row["model"],
+            interval({name: None if pd.isna(row[name]) else row[name] for name in columns}),
+            "; ".join(filter(None, (f"{row['column']} {row['level']}", f"{row['crops']} crops", row["note"]))),
+        )
+        for row in lowest.to_dict("records")
+    ]
 
 
 def interval(figure: dict | None, style: str = ".3f") -> str:
