@@ -1,5 +1,7 @@
 """Calibration: reliability diagram, expected calibration error, Brier score and log loss."""
 
+import itertools
+
 import numpy as np
 import pytest
 from hypothesis import given
@@ -35,6 +37,17 @@ def brute_ece(scores: Scores, weights: np.ndarray) -> float:
     return total / weights.sum()
 
 
+def brute_adaptive(scores: Scores, weights: np.ndarray) -> float:
+    """Bin by bin; each ends where a fifteenth more of the crops have less confidence (Nguyen & O'Connor 2015)."""
+    sure = scores.probabilities.max(axis=1)
+    gaps = sure - (scores.probabilities.argmax(axis=1) == scores.labels)
+    edges = [-np.inf, *(np.percentile(sure, 100 * k / BINS) for k in range(1, BINS)), np.inf]
+    total = 0.0
+    for low, high in itertools.pairwise(edges):
+        total += abs(sum(weights[i] * gaps[i] for i, p in enumerate(sure) if low < p <= high))
+    return total / weights.sum()
+
+
 @given(seeds, st.integers(2, 5))
 def test_brier_log_loss_and_ece_as_scikit_learn_and_brute_force(seed, classes):
     scores = drawn(seed, 40, classes)
@@ -49,6 +62,7 @@ def test_brier_log_loss_and_ece_as_scikit_learn_and_brute_force(seed, classes):
         assert ours["brier"][row] == pytest.approx(expected)
         assert ours["log_loss"][row] == pytest.approx(log_loss(scores.labels, scores.probabilities, **how))
         assert ours["ece"][row] == pytest.approx(brute_ece(scores, weight))
+        assert ours["ece_adaptive"][row] == pytest.approx(brute_adaptive(scores, weight))
 
 
 @pytest.mark.parametrize("classes", [2, 4])
