@@ -1,7 +1,8 @@
 """summarise: one table and one picture of a study's cells.
 
 reads   metrics and predictions of the cells, studies/<name>/params.yaml
-writes  table.csv, table.md, figure.png, and the few figures that sort experiments as headline.json
+writes  table.csv, table.md, figure.png, and the few figures that sort experiments as headline.json; of the study
+        ensemble also a row a test crop
 params  seed, evaluate.resamples
 """
 
@@ -23,6 +24,7 @@ def main(
     markdown: Annotated[Path, Option(help="Markdown file to write")],
     figure: Annotated[Path, Option(help="PNG file to write")],
     headline: Annotated[Path, Option(help="JSON file to write")],
+    crops: Annotated[Path | None, Option(help="CSV file to write, a row a test crop; of the study ensemble")] = None,
 ) -> None:
     import time
 
@@ -44,7 +46,7 @@ def main(
         "variants": variants,
     }
     module = modules[kind]
-    paths = Paths(metrics, predictions, table, markdown, figure, headline)
+    paths = Paths(metrics, predictions, table, markdown, figure, headline, crops)
     summary = module.summarise(read_yaml(file, module.Study), params, paths)
     print(write_summary(paths, summary))
     tracking.log_stage(

@@ -6,11 +6,13 @@ import shutil
 import sqlite3
 import subprocess
 import sys
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
 import pandas as pd
 import pytest
+from scipy.stats import entropy
 from test_dvc_yaml import HARMLESS, HARMLESS_TO, ROOT, declared, imported_by_stage, params_line
 from tiny import DATASET, read_yaml_file, small_params, write_card, write_yaml_file
 
@@ -347,6 +349,23 @@ def test_an_ensemble_of_equal_members_gains_nothing(paths, params):
         assert headline[f"gain_{name}"] == 0
         assert (gain[f"{name}_low"], gain[f"{name}_high"]) == (0, 0)
     assert "0.0000 nats" in text
+
+
+def test_an_ensemble_says_of_each_crop_how_its_members_disagree(paths, params):
+    said = {seed: noisy(seed, 0.35) for seed in (1, 2)}
+    for seed, scores in said.items():
+        place(paths, f"finetune_{seed}", scores)
+    paths = replace(paths, crops=paths.table.with_name("predictions_ensemble.csv"))
+    written(paths, ensemble.summarise(ensemble.Study(seeds=[1, 2], set={}), params, paths))
+    table = pd.read_csv(paths.crops)
+    positive = np.stack(list(said.values()))[:, 60:]
+    mean = positive.mean(axis=0)
+    assert table["id"].tolist() == list(range(60, 120))
+    assert table["label"].tolist() == np.where(labels()[60:], "b", "a").tolist()
+    np.testing.assert_allclose(table["p_b"], mean, atol=1e-5)
+    np.testing.assert_allclose(table["entropy"], entropy([1 - mean, mean]), atol=1e-4)
+    each = entropy([1 - positive, positive]).mean(axis=0)
+    np.testing.assert_allclose(table["mutual_information"], entropy([1 - mean, mean]) - each, atol=1e-4)
 
 
 def test_an_ensemble_of_independent_members_gains(paths, params):

@@ -313,7 +313,8 @@ def _detection() -> list:
 
 
 def _studies() -> list:
-    tables = [csv_table(path) for path in sorted(Path("studies").glob("*/*.csv"))]
+    files = [path for path in sorted(Path("studies").glob("*/*.csv")) if not POINTS.match(path.stem)]
+    tables = [csv_table(path) for path in files]
     named = [
         Table(f"{Path(table.source).parent.name}: {table.title}", table.header, table.rows, table.source, table.note)
         for table in tables

@@ -64,7 +64,16 @@ def summarise(study: Study, params: Params, paths: Paths) -> Summary:
     ]
     gain = table.set_index("model").loc["gain"]
     headline = {f"gain_{name}": float(gain[name]) for name in SHOWN}
-    return Summary(f"Ensemble of {len(members)}", table, shown, notes, draw(joint, information), headline)
+    title, figure = f"Ensemble of {len(members)}", draw(joint, information)
+    return Summary(title, table, shown, notes, figure, headline, crops_table(joint, information))
+
+
+def crops_table(joint: Predictions, information: np.ndarray) -> pd.DataFrame:
+    """A row a test crop: id, label, predicted, p_<class>, entropy of the mean, mutual_information of the members."""
+    scores, names = joint.test, np.array(joint.classes)
+    table = pd.DataFrame({"id": joint.ids, "label": names[scores.labels], "predicted": names[scores.predicted]})
+    probabilities = {f"p_{name}": scores.probabilities[:, number] for number, name in enumerate(joint.classes)}
+    return table.assign(**probabilities, entropy=entropy(scores.probabilities), mutual_information=information)
 
 
 def draw(joint: Predictions, information: np.ndarray) -> plt.Figure:

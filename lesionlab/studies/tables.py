@@ -12,7 +12,10 @@ from lesionlab.pictures import save_figure
 
 @dataclass(frozen=True)
 class Paths:
-    """The folders that a summary reads (metrics and predictions of the cells) and the files that it writes."""
+    """The folders that a summary reads (metrics and predictions of the cells) and the files that it writes.
+
+    crops: for studies that say something of each test crop.
+    """
 
     metrics: Path
     predictions: Path
@@ -20,6 +23,7 @@ class Paths:
     markdown: Path
     figure: Path
     headline: Path
+    crops: Path | None = None
 
 
 @dataclass(frozen=True)
@@ -27,7 +31,7 @@ class Summary:
     """What a study found.
 
     table: numbers. shown: the same for readers, texts. notes: sentences below the table. headline: the few figures by
-    which experiments are compared.
+    which experiments are compared. crops: a row a test crop, where a study says something of each.
     """
 
     title: str
@@ -36,6 +40,7 @@ class Summary:
     notes: list[str]
     figure: plt.Figure
     headline: dict[str, float | int | str]
+    crops: pd.DataFrame | None = None
 
 
 def write_summary(paths: Paths, summary: Summary) -> str:
@@ -47,6 +52,8 @@ def write_summary(paths: Paths, summary: Summary) -> str:
         temporary.write_text(text)
     save_figure(summary.figure, paths.figure)
     write_json(paths.headline, summary.headline)
+    if paths.crops is not None and summary.crops is not None:
+        write_table(paths.crops, summary.crops)
     return text
 
 
