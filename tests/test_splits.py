@@ -406,6 +406,10 @@ def test_duplicates_are_reported():
     report = describe_split(index, table, protocol("official"), grouped=True, seed=42)["duplicates"]
     assert report["identical_crops_across_subsets"] == 1
     assert report["groups_with_two_labels"] == 1
+    other = index.index[(index["label"] != index["label"][0]) & (index["group"] != group)][0]
+    index.loc[other, "hash"] = index["hash"][0]  # one picture in two groups, under two labels
+    report = describe_split(index, table, protocol("official"), grouped=True, seed=42)["duplicates"]
+    assert report["groups_with_two_labels"] == 2
     windows = describe_split(make_index(12), assign_folds(make_index(12), protocol("group"), 42), protocol("group"),
                              grouped=True, seed=42)  # fmt: skip
     assert windows["duplicates"]["groups_with_two_labels"] is None  # lesion and background of one frame

@@ -274,7 +274,7 @@ def describe_split(index: pd.DataFrame, split: pd.DataFrame, params: SplitParams
         "groups": index["group"].nunique(),
         "groups_after_joining_near_duplicates": len(np.unique(joined)),
         "proof": proof,
-        "duplicates": _duplicates(index, split["subset"].to_numpy()),
+        "duplicates": _duplicates(index, joined, split["subset"].to_numpy()),
         "subsets": sizes,
     }
 
@@ -326,11 +326,14 @@ def _proof(index: pd.DataFrame, subset: np.ndarray, bits: int) -> dict[str, int]
     }
 
 
-def _duplicates(index: pd.DataFrame, subset: np.ndarray) -> dict[str, int | None]:
-    """Repeated crops, pixel by pixel, and what was left out; for whole images groups that hold two labels."""
+def _duplicates(index: pd.DataFrame, joined: np.ndarray, subset: np.ndarray) -> dict[str, int | None]:
+    """Repeated crops, pixel by pixel, and what was left out; for whole images groups that hold two labels.
+
+    joined: (n,) groups after near-duplicates joined them, so that one picture under two labels is found too.
+    """
     counted, test = subset != DROPPED, subset == "test"
     whole_images = not index["frame"].duplicated().any()
-    labels = index.groupby("group")["label"].nunique()
+    labels = index.groupby(joined)["label"].nunique()
     return {
         "identical_crops_across_subsets": _in_two(subset[counted], index["digest"][counted]),
         "repeated_crops_in_test": int(index["digest"][test].duplicated().sum()),
