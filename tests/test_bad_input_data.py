@@ -96,7 +96,7 @@ def test_crop_by_command_tells_of_a_truncated_image(tiny_project):
     truncate(IMAGE)
     line = one_line(crop_stage())
     assert line.startswith(f"{IMAGE}: cannot be read as an image (")
-    assert line.endswith("replace the file, or leave it out with crop.skip_broken=true")
+    assert line.endswith("replace or remove the file, or leave it out with crop.skip_broken=true")
     assert present() == set()
 
 

@@ -331,10 +331,12 @@ def crop_all(
                     stream.write(result.images.tobytes())
                     rows += result.rows
                     thumbnails += [result.thumbnail] if result.rows else []
-                elif params.skip_broken and isinstance(result, BrokenImageError):
+                elif not isinstance(result, BrokenImageError):
+                    raise result
+                elif params.skip_broken:
                     skipped.append(frame.name)
                 else:
-                    raise result
+                    raise InputError(f"{result}, or leave it out with crop.skip_broken=true") from result
             stream.seek(0)
             _write_header(stream, (len(rows), size, size, 3))
         with (temporary / "thumbnails.npy").open("wb") as stream:

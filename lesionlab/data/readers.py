@@ -158,9 +158,7 @@ def shorter_side(path: Path) -> int:
 
 
 def _broken(path: Path, error: Exception) -> BrokenImageError:
-    return BrokenImageError(
-        f"{path}: cannot be read as an image ({error}); replace the file, or leave it out with crop.skip_broken=true"
-    )
+    return BrokenImageError(f"{path}: cannot be read as an image ({error}); replace or remove the file")
 
 
 def brightest(image: np.ndarray) -> np.ndarray:
