@@ -172,11 +172,11 @@ def _read_array(path: Path) -> np.ndarray:
 
 
 def read_split(path: Path, index: pd.DataFrame) -> pd.DataFrame:
-    """`index` with the columns fold and subset of a split table, and its label where it has one.
+    """`index` with the columns fold and subset of a split table, and its label and group where it has them.
 
     Raises InputError when they do not belong together.
     """
-    split = read_table(path, SPLIT_COLUMNS, text=("subset", "label"))
+    split = read_table(path, SPLIT_COLUMNS, text=("subset", "label", "group"))
     if len(split) != len(index) or (split["id"].to_numpy() != index["id"].to_numpy()).any():
         raise InputError(f"{path}: has other crops than index.csv; run dvc repro split")
     return index.assign(**{name: split[name].to_numpy() for name in split if name != "id"})

@@ -197,6 +197,12 @@ def test_labels_of_the_split_count_where_it_has_them(tmp_path):
     assert read_split(path, index_of(3))["label"].tolist() == ["007", "b", "b"]
 
 
+def test_groups_of_the_split_count_where_it_has_them(tmp_path):
+    path = tmp_path / "split.csv"
+    write_table(path, pd.DataFrame({"id": range(3), "fold": 0, "subset": "train", "group": ["01", "01", "b"]}))
+    assert read_split(path, index_of(3))["group"].tolist() == ["01", "01", "b"]
+
+
 def test_images_that_are_missing_or_broken_name_the_file(tmp_path):
     with pytest.raises(InputError, match=r"images\.npy: not found; run the stage that writes it \(dvc repro crop\)"):
         read_images(tmp_path)

@@ -219,6 +219,8 @@ def test_near_duplicates_join_their_groups_and_the_proof_counts_them():
     table = assign_folds(index, protocol("group"), 42)
     subset = table.set_index(index["group"])["subset"]
     assert set(subset["g0"]) == set(subset["g7"])
+    assert table["group"].equals(index["group"].replace("g7", "g0"))
+    assert "group" not in assign_folds(make_index(12), protocol("group"), 42)
     description = describe_split(index, table, protocol("group"), grouped=True, seed=42)
     assert description["groups"] == 12
     assert description["groups_after_joining_near_duplicates"] == 11

@@ -7,12 +7,13 @@ import re
 import struct
 import sys
 from collections.abc import Callable
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import partial
 from itertools import pairwise
 from pathlib import Path
 
 import numpy as np
+import pandas as pd
 from PIL import Image, ImageOps, UnidentifiedImageError
 
 from lesionlab.data.cards import (
@@ -110,6 +111,20 @@ def _read_as_it_lies(card: Card, raw: Path) -> list[Frame]:
     if len(refusals) == 1:
         raise InputError(refusals[0])
     raise InputError(f"{raw}: lies as none of the layouts of {card_path(card.name)}: {'; or '.join(refusals)}")
+
+
+def frames_by_subset(card: Card, raw: Path, index: pd.DataFrame) -> dict[str, list[Frame]]:
+    """The frames that gave a crop, by subset, each in the group that it has there.
+
+    index: with the column subset, as `read_split` gives it.
+    """
+    place = index.drop_duplicates("frame").set_index("frame")
+    subset_of, group_of = place["subset"].to_dict(), place["group"].to_dict()
+    found: dict[str, list[Frame]] = {}
+    for frame in read_frames(card, raw):
+        if frame.name in subset_of:
+            found.setdefault(subset_of[frame.name], []).append(replace(frame, group=group_of[frame.name]))
+    return found
 
 
 def _on_disk(layout: Layout) -> Layout:

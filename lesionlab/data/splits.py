@@ -69,6 +69,8 @@ def crop_digests(images: np.ndarray) -> list[str]:
 def assign_folds(index: pd.DataFrame, params: SplitParams, seed: int) -> pd.DataFrame:
     """A row a crop: id, fold (0 .. folds - 1, -1 for crops of an official test set), subset (train, val, test, none).
 
+    Where near-duplicates join groups one more column, group, that counts in place of the index's.
+
     group: folds by joined groups, stratified by label; fold `test_fold` tests and the next one validates.
     random: the same with every frame a group of its own, to reproduce figures that were published so.
     official: the published test subset; the published validation subset, or fold `test_fold` of the rest by groups.
@@ -109,12 +111,18 @@ def assign_folds(index: pd.DataFrame, params: SplitParams, seed: int) -> pd.Data
                     f"split: subset {name} holds no crop of class '{label}'; lower split.folds or "
                     "split.validation_per_class, or check the labels"
                 )
-    table = pd.DataFrame({"id": index["id"], "fold": folds, "subset": subset})
+    table = _with_groups(pd.DataFrame({"id": index["id"], "fold": folds, "subset": subset}), index["group"], joined)
     return table.assign(label=index["label"]) if params.shuffle_labels else table
 
 
+def _with_groups(table: pd.DataFrame, group: pd.Series, joined: np.ndarray) -> pd.DataFrame:
+    """The split with the groups that joined, each named after its first, where they are not the index's."""
+    names = group.groupby(joined).transform("first")
+    return table if names.equals(group) else table.assign(group=names)
+
+
 def external_split(index: pd.DataFrame, training: pd.DataFrame, params: SplitParams) -> pd.DataFrame:
-    """A row a crop of a data set that only tests: id, fold (-1), subset (test, none).
+    """A row a crop of a data set that only tests: id, fold (-1), subset (test, none), group as in `assign_folds`.
 
     training: index of the data set whose crops trained. Frames near one of its frames, whatever its subset, are left
     out under `drop_duplicates`, as are repeats of a crop.
@@ -142,7 +150,8 @@ def external_split(index: pd.DataFrame, training: pd.DataFrame, params: SplitPar
             raise InputError(
                 f"split: every crop of class '{label}' repeats one of the data set that trains; is it the same data?"
             )
-    return pd.DataFrame({"id": index["id"], "fold": -1, "subset": subset})
+    table = pd.DataFrame({"id": index["id"], "fold": -1, "subset": subset})
+    return _with_groups(table, index["group"], join_near_duplicates(index, params.near_duplicate_bits))
 
 
 def near_other(index: pd.DataFrame, other: pd.DataFrame, bits: int) -> np.ndarray:

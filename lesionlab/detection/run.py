@@ -13,7 +13,7 @@ from PIL import Image
 from lesionlab import tracking
 from lesionlab.data.cards import Card
 from lesionlab.data.crops import content_box, cut, lesion_boxes
-from lesionlab.data.readers import Frame, read_frames, read_mask, read_rgb
+from lesionlab.data.readers import Frame, frames_by_subset, read_mask, read_rgb
 from lesionlab.detection import froc
 from lesionlab.detection.boxes import boxes_table, found_lesion, nearest_lesion, suppress
 from lesionlab.detection.dense import dense_classifier
@@ -211,11 +211,10 @@ def describe_findings(found: dict[str, Findings], threshold: float, *, resamples
 def frames_of_subsets(paths: Paths, card: Card, params: Params) -> dict[str, list[Frame]]:
     """Validation and test frames, at most `detect.max_frames` of each, evenly taken."""
     index = read_split(paths.split, read_index(paths.crops))
-    subset_of = index.drop_duplicates("frame").set_index("frame")["subset"]
-    frames = [frame for frame in read_frames(card, paths.raw) if frame.name in subset_of.index]
+    frames = frames_by_subset(card, paths.raw, index)
     chosen = {}
     for name in ("val", "test"):
-        members = [frame for frame in frames if subset_of[frame.name] == name]
+        members = frames.get(name, [])
         limit = min(params.detect.max_frames or len(members), len(members))
         chosen[name] = [members[k] for k in np.linspace(0, len(members) - 1, limit).round().astype(int)]
     return chosen

@@ -11,7 +11,7 @@ from PIL import Image
 from lesionlab import tracking
 from lesionlab.data.cards import Card
 from lesionlab.data.crops import content_box
-from lesionlab.data.readers import Frame, read_frames, read_mask, read_rgb
+from lesionlab.data.readers import Frame, frames_by_subset, read_mask, read_rgb
 from lesionlab.detection.windows import cut_windows
 from lesionlab.explanation import agreement
 from lesionlab.explanation.cam import METHODS, Method, class_activation_maps, enlarge, rectified_layers
@@ -70,11 +70,11 @@ def run_explanation(paths: Paths, card: Card, params: Params) -> None:
     settings, batch_size = params.explain, params.training.batch_size
     classifier = load_classifier(paths.model)
     index = read_split(paths.split, read_index(paths.crops))
-    subset_of = index.drop_duplicates("frame").set_index("frame")["subset"]
-    frames = [frame for frame in read_frames(card, paths.raw) if frame.name in subset_of.index]
+    by_subset = frames_by_subset(card, paths.raw, index)
+    frames = [frame for members in by_subset.values() for frame in members]
     windows = {}
     for subset in ("val", "test"):
-        members = [frame for frame in frames if subset_of[frame.name] == subset and frame.mask is not None]
+        members = [frame for frame in by_subset.get(subset, []) if frame.mask is not None]
         windows[subset] = lesion_windows_of(
             evenly(members, settings.crops), card.classes, params.crop, settings.context,
             classifier.description.architecture.image_size, params.seed, f"explain, {subset}",
