@@ -11,10 +11,6 @@ from typing import Annotated, Literal
 
 import typer
 
-from lesionlab.data.cards import read_card, resolve_model
-from lesionlab.data.download import download_images
-from lesionlab.data.weights import fetch_weights
-from lesionlab.models.backbones import find_backbone
 from lesionlab.params import read_params
 from lesionlab.stage import run
 
@@ -23,6 +19,11 @@ def main(
     what: Annotated[Literal["images", "weights"], typer.Argument(help="what to fetch")],
     out: Annotated[Path, typer.Option(help="the folder to write")],
 ) -> None:
+    from lesionlab.data.cards import read_card, resolve_model
+    from lesionlab.data.download import download_images
+    from lesionlab.data.weights import fetch_weights
+    from lesionlab.models.backbones import find_backbone
+
     params = read_params()
     card = read_card(params.dataset)
     if what == "images":

@@ -582,8 +582,7 @@ def test_help_says_what_a_stage_does_and_loads_nothing_slow(stage):
         assert re.search(line, ended.stdout, re.MULTILINE), line
     modules = {line.rpartition("|")[2].strip().split(".")[0] for line in ended.stderr.splitlines()}
     assert {"typer", "lesionlab"} <= modules
-    allowed = {"pandas"} if stage == "download" else set()  # its library is imported at the top, tables with it
-    assert not (SLOW - allowed) & modules
+    assert not SLOW & modules
 
 
 def test_data_stages_that_ran_have_loaded_neither_keras_nor_mlflow(tiny_project):
