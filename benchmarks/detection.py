@@ -35,10 +35,14 @@ STEPS = {16: 9, 8: 28}  # pixels between windows, and the ratio to show
 
 
 def rows(seed: int, frame: int = FRAME, rounds: int = ROUNDS) -> list[Row]:
-    """VGG16 with random weights on a frame of noise, `frame` pixels a side: windows of 64 px every 16 and 8 px."""
+    """VGG16 with random weights on a frame of noise, `frame` pixels a side: windows of 64 px every 16 and 8 px.
+
+    The notes say what is left of a ratio when `detect.confirm` windows of the map are cut out and classified again.
+    """
     start_keras(THREADS)  # before anything that imports Keras
     from PIL import Image
 
+    from lesionlab.data.crops import cut
     from lesionlab.detection.dense import dense_classifier
     from lesionlab.detection.windows import cut_windows
     from lesionlab.models.backbones import preprocess
@@ -60,26 +64,37 @@ def rows(seed: int, frame: int = FRAME, rounds: int = ROUNDS) -> list[Row]:
         _, windows = cut_windows(image, content, WINDOW / frame, step / WINDOW, WINDOW)
         return classifier.model.predict(preprocess(windows, "caffe"), batch_size=BATCH, verbose=0)
 
+    def confirm(boxes: np.ndarray) -> None:
+        crops = np.stack([cut(image, tuple(box), WINDOW) for box in boxes])
+        for start in range(0, len(crops), BATCH):
+            classifier.logits(crops[start : start + BATCH], BATCH)
+
+    confirmed = read_params().detect.confirm
     dense = {step: dense_classifier(classifier, step / WINDOW) for step in STEPS}
     found = {step: len(way.score(image, content, WINDOW / frame)[0]) for step, way in dense.items()}  # and warm up
     classifier.model.predict(preprocess(np.zeros((BATCH, WINDOW, WINDOW, 3), "uint8"), "caffe"), verbose=0)
-    seconds = {(step, way): [] for step in STEPS for way in ("plain", "ours")}
+    confirm(np.array([[0, 0, WINDOW, WINDOW]]))
+    seconds = {(step, way): [] for step in STEPS for way in ("plain", "ours", "both")}
     for _ in progress(range(rounds), desc="bench, detection", unit="round"):
         for step in STEPS:
             started = time.perf_counter()
             windows = len(plain(step))
             seconds[step, "plain"].append(time.perf_counter() - started)
             started = time.perf_counter()
-            dense[step].score(image, content, WINDOW / frame)
+            boxes, _ = dense[step].score(image, content, WINDOW / frame)
             seconds[step, "ours"].append(time.perf_counter() - started)
+            if confirmed:
+                confirm(boxes[:confirmed])
+            seconds[step, "both"].append(time.perf_counter() - started)
             if windows != found[step]:
                 raise RuntimeError(f"{windows} windows were cut but the dense map has {found[step]}")
     result = []
     for step, at_least in STEPS.items():
-        took, ours = (statistics.median(seconds[step, way]) for way in ("plain", "ours"))
+        took, ours, both = (statistics.median(seconds[step, way]) for way in ("plain", "ours", "both"))
         counted = found[step] * multiply_adds(WINDOW, 0) / multiply_adds(frame, int(np.log2(32 / step)))
         name = f"detect dense, stride {step}, VGG16, {WINDOW} px windows"
-        note = f"{found[step]} windows of a frame of {frame} px; the map alone, without detect.confirm's windows"
+        note = f"{found[step]} windows of a frame of {frame} px; the map alone: with the {confirmed} windows of "
+        note += f"detect.confirm the ratio is {took / both:.1f}"
         result.append(Row(name, took, ours, took / ours, counted, at_least, note=note))
     return result
 

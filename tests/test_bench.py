@@ -1,8 +1,11 @@
-"""What `make bench` counts and prints; it measures nothing here."""
+"""What `make bench` counts and prints; what it measures here says nothing."""
+
+import re
 
 import pytest
 from tiny_networks import THREADS  # noqa: F401 (starts Keras)
 
+from benchmarks import detection
 from benchmarks.bench import machine, reached, table
 from benchmarks.crops import CARD, CLASSES, draw_frames, pillow_loop
 from benchmarks.detection import multiply_adds
@@ -56,6 +59,13 @@ def test_poolings_at_stride_one_repeat_what_follows_them_for_each_phase():
     block5 = 3 * (64 / 16) ** 2 * 9 * 512 * 512
     assert multiply_adds(64, 1) == multiply_adds(64, 0)
     assert multiply_adds(64, 2) - multiply_adds(64, 0) == pytest.approx(3 * block5)
+
+
+@pytest.mark.slow
+def test_the_rows_of_dense_maps_say_what_confirming_costs():
+    for row, windows in zip(detection.rows(1, frame=96, rounds=1), (9, 25), strict=True):
+        said = rf"{windows} windows of .* the map alone: with the \d+ windows of detect\.confirm the ratio is (\d+\.\d)"
+        assert 0 < float(re.fullmatch(said, row.note)[1]) < row.ratio
 
 
 def test_the_pillow_loop_cuts_as_many_crops(tmp_path, tiny_params):
