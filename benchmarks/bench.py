@@ -105,7 +105,7 @@ def table(rows: list[Row]) -> list[str]:
 
 def markdown(rows: list[Row], processor: dict[str, str | int]) -> list[str]:
     """The rows as a table in Markdown, what falls short marked."""
-    lines = [f"| {processor['processor']}, {processor['cores']} cores | ratio | counted limit | asked for |"]
+    lines = [f"| {processor['processor']}, {processor['cores']} cores | ratio | limit | asked for |"]
     lines.append("|---|---|---|---|")
     for row in rows:
         ratio, floor = ("-" if figure is None else f"{figure:.2f}" for figure in (row.ratio, row.floor))

@@ -1,6 +1,7 @@
 """detection: every window from one pass over the frame, against the same windows cut out and classified.
 
     python -m benchmarks.detection --model models/finetune     recall and precision of both ways on the test frames
+    python -m benchmarks.detection --model ... --confirm 64 --confirm 128    what to set detect.confirm to
 
 `rows` are the lines of `make bench` about time. The floor is the ratio of counted multiply-adds.
 """
@@ -122,6 +123,9 @@ def main(
     split: Annotated[Path, Option(help="CSV of the split stage")] = Path("data/split.csv"),
     proof: Annotated[Path, Option(help="JSON of the split stage")] = Path("metrics/split.json"),
     out: Annotated[Path | None, Option(help="JSON file to write the figures to, with intervals")] = None,
+    confirm: Annotated[
+        list[int] | None, Option(help="compare numbers for detect.confirm instead, on the validation frames alone")
+    ] = None,
 ) -> None:
     """Print recall and precision of both ways, each at the threshold that its own validation scores gave."""
     params = read_params()
@@ -134,6 +138,11 @@ def main(
     paths = Paths(model, raw, crops, split, proof, nowhere, nowhere, nowhere, nowhere)
     frames = frames_of_subsets(paths, read_card(params.dataset), params)
     classifier, rate = load_classifier(model), params.detect.false_positives
+    if confirm:
+        for number in confirm:
+            recall = validation_recall(number, classifier, frames["val"], params)
+            print(f"confirm {number}: recall {recall:.3f} at {rate:g} false positives a frame of {len(frames['val'])}")
+        return
     ways = {name: describe_way(name, changes, classifier, frames, params) for name, changes in WAYS.items()}
     print(f"{'':<12}{'threshold':>10}{'recall':>10}{'precision':>11}{'FP a frame':>12}{'recall at ' + f'{rate:g}':>14}")
     for mode, found in ways.items():
@@ -145,6 +154,18 @@ def main(
         )
     if out is not None:
         write_json(out, {"frames": len(frames["test"]), "seed": params.seed, "ways": ways})
+
+
+def validation_recall(confirm: int, classifier: "Classifier", frames: list["Frame"], params: Params) -> float:
+    """Recall on validation frames at `detect.false_positives` a frame, with so many windows confirmed."""
+    from lesionlab.detection.froc import froc_curve, sensitivity_at
+    from lesionlab.detection.run import Detector, detect_frames
+
+    settings = params.detect.model_copy(update={"mode": "dense", "confirm": confirm})
+    detector = Detector(classifier, settings, params.training.batch_size)
+    found = detect_frames(frames, detector, params, f"confirm {confirm}, val")
+    curve = froc_curve(found.boxes, found.frames)
+    return float(sensitivity_at(curve, (params.detect.false_positives,))["sensitivity"].iloc[0])
 
 
 def describe_way(

@@ -468,6 +468,15 @@ def test_dense_maps_can_be_held_against_windows(project, capsys):
 
 
 @pytest.mark.slow
+def test_the_number_of_confirmed_windows_is_compared_on_validation_frames(project, capsys):
+    benchmarks.detection.main(model=Path("models/finetune"), confirm=[0, 4])
+    lines = capsys.readouterr().out.splitlines()
+    assert [line.split(":")[0] for line in lines] == ["confirm 0", "confirm 4"]
+    frames = read_json(Path("metrics/split.json"))["subsets"]["val"]["frames"]
+    assert all(line.endswith(f"of {frames}") and 0 <= float(line.split()[3]) <= 1 for line in lines)
+
+
+@pytest.mark.slow
 def test_detect_says_which_arguments_belong_together(project, tmp_path):
     model = Path("models/finetune")
     with pytest.raises(InputError, match="give --frames and --out for your own pictures, or all of --raw"):

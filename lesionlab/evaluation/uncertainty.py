@@ -4,7 +4,7 @@ from collections.abc import Callable
 
 import numpy as np
 import pandas as pd
-from scipy.special import xlogy
+from scipy import stats
 
 from lesionlab.evaluation.metrics import Scores
 
@@ -13,7 +13,7 @@ COVERAGE = 0.9  # part of the crops that are kept in `error_at_90_coverage`
 
 def entropy(probabilities: np.ndarray) -> np.ndarray:
     """Entropy in nats of each distribution: (..., classes) to (...)."""
-    return -xlogy(probabilities, probabilities).sum(axis=-1)
+    return stats.entropy(probabilities, axis=-1)
 
 
 def mutual_information(member_probabilities: np.ndarray) -> np.ndarray:

@@ -5,6 +5,7 @@ from typing import Literal
 
 import keras
 import numpy as np
+from scipy import special
 
 from lesionlab.errors import InputError
 from lesionlab.files import read_json
@@ -154,6 +155,4 @@ def _head(x: keras.KerasTensor, architecture: Architecture) -> keras.KerasTensor
 
 def softmax(logits: np.ndarray, temperature: float = 1.0) -> np.ndarray:
     """(n, classes) logits to probabilities, in float64."""
-    scaled = np.asarray(logits, dtype="float64") / temperature
-    exponents = np.exp(scaled - scaled.max(axis=1, keepdims=True))
-    return exponents / exponents.sum(axis=1, keepdims=True)
+    return special.softmax(np.asarray(logits, dtype="float64") / temperature, axis=1)
