@@ -17,11 +17,14 @@ import json
 import math
 import os
 import re
+import shutil
 import subprocess
 import sys
+import tempfile
 import threading
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -262,13 +265,17 @@ def _main() -> int:
         folder = root / ".lesionlab"
         folder.mkdir(parents=True, exist_ok=True)
         lock = FileLock(folder / "mlflow.lock")
-        if database and _is_missing(database):
-            with lock:
-                if _is_missing(database):
-                    _create_database(database)
-        request = sys.stdin.read()
-        if not request:  # the stage failed
-            return 0
+        with ExitStack() as stack:
+            missing = database and _is_missing(database)
+            fresh = stack.enter_context(_new_database(database, folder)) if missing else None
+            request = sys.stdin.read()
+            if not request:  # the stage failed, and leaves no database behind
+                return 0
+            if fresh:
+                with lock:
+                    if _is_missing(database):
+                        with whole_file(database) as temporary:
+                            shutil.copyfile(fresh, temporary)
         clock = threading.Timer(ANSWER_SECONDS, _give_up)
         clock.daemon = True
         clock.start()
@@ -304,13 +311,15 @@ def _artifacts_beside(database: Path) -> str:
     return (database.parent / "mlartifacts").as_uri()
 
 
-def _create_database(database: Path) -> None:
-    """Make the whole database under another name first: one that is interrupted halfway can never be used again."""
+@contextmanager
+def _new_database(database: Path, folder: Path) -> Iterator[Path]:
+    """A whole database in `folder`, to be copied to its place: one that is interrupted halfway is of no use."""
     from mlflow.store.tracking.sqlalchemy_store import SqlAlchemyStore
 
-    with whole_file(database) as temporary:
-        temporary.touch()  # where a folder cannot be written, MLflow would try for minutes
-        SqlAlchemyStore(f"sqlite:///{temporary}", _artifacts_beside(database)).engine.dispose()
+    with tempfile.TemporaryDirectory(dir=folder) as temporary:
+        path = Path(temporary) / database.name
+        SqlAlchemyStore(f"sqlite:///{path}", _artifacts_beside(database)).engine.dispose()
+        yield path
 
 
 def _check_database(database: Path) -> None:

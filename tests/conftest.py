@@ -16,6 +16,14 @@ hypothesis.settings.register_profile("tests", deadline=None, derandomize=True, m
 hypothesis.settings.load_profile("tests")
 
 
+@pytest.fixture(scope="session", autouse=True)
+def _no_waiting_processes():
+    """Stages in a test's own process prepare no tracking: the next test's record would go to their database."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr("lesionlab.tracking.prepare", lambda: None)
+        yield
+
+
 @pytest.fixture(scope="session")
 def drawn_phantom(tmp_path_factory) -> Path:
     """The raw folder of the small phantom: images/, masks/ and frames.csv. Read it, do not change it."""
