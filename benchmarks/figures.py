@@ -50,6 +50,7 @@ def main(
     only: Annotated[list[str] | None, Option(help="an experiment to run; without it all that are missing")] = None,
     cold: Annotated[str | None, Option(help="an experiment of this clone whose finetune stage to time")] = None,
     dense: Annotated[str | None, Option(help="one whose dense detection to compare with cut-out windows")] = None,
+    frames: Annotated[int | None, Option(help="at most so many frames of each subset in --dense")] = None,
 ) -> None:
     """Run what is missing, where data and weights are given, and write the pages."""
     unknown = {*(only or ()), *filter(None, (cold, dense))} - EXPERIMENTS.keys()
@@ -68,7 +69,7 @@ def main(
         if name not in there:
             raise InputError(f"{name}: not run in this clone; --only {name} with --data and --weights runs it")
     if dense:
-        write_json(DENSE, read_or_empty(DENSE) | {dense: dense_against_windows(dense)}, digits=4)
+        write_json(DENSE, read_or_empty(DENSE) | {dense: dense_against_windows(dense, frames)}, digits=4)
     if cold:
         note_seconds(cold_key(cold), cold_seconds(cold))
     if not there:
@@ -122,9 +123,12 @@ def cold_seconds(name: str, stage: str = "finetune") -> float:
     return seconds
 
 
-def dense_against_windows(name: str) -> dict:
-    """What benchmarks.detection says of the finetune model of an experiment."""
+def dense_against_windows(name: str, frames: int | None) -> dict:
+    """What benchmarks.detection says of the finetune model of an experiment, on at most `frames` frames a subset."""
     with clone_of(name) as clone:
+        params = yaml.safe_load((clone / "params.yaml").read_text())
+        params["detect"]["max_frames"] = frames or params["detect"]["max_frames"]
+        (clone / "params.yaml").write_text(yaml.safe_dump(params))
         command = ["python", "-m", "benchmarks.detection", "--model", "models/finetune", "--out", "dense.json"]
         subprocess.run(command, check=True, cwd=clone)
         return read_json(clone / "dense.json")
