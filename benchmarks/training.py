@@ -151,11 +151,17 @@ def train(case: Case, folder: Path, rate: float = RATE) -> float:
     """Seconds that the same takes by the code of the stages, with the cache and the state in `folder`."""
     network = build_network(case.architecture, case.seed)
     settings = FitParams(
-        augment=False, epochs=case.epochs, patience=case.epochs, learning_rate=rate, schedule="constant"
+        augment=False,
+        epochs=case.epochs,
+        patience=case.epochs,
+        learning_rate=rate,
+        schedule="constant",
+        keep="best",
     )
     training = TrainingParams(
-        batch_size=BATCH, class_weights=True, label_smoothing=0, dtype=keras.config.dtype_policy().name,
-        prefix_cache=True, prefix_cache_gib=10, cache_dtype="float32", threads=THREADS,
+        batch_size=BATCH, class_weights=True, label_smoothing=0, sensitivity=None,
+        dtype=keras.config.dtype_policy().name, prefix_cache=True, prefix_cache_gib=10,
+        cache_dtype="float32", threads=THREADS,
     )  # fmt: skip
     started = time.perf_counter()
     suffix = freeze(network, case.boundary)

@@ -82,6 +82,7 @@ class TrainingParams(Section):
     batch_size: PositiveInt
     class_weights: bool
     label_smoothing: Annotated[float, Field(ge=0, lt=1)]
+    sensitivity: Annotated[float, Field(gt=0, le=1)] | None
     dtype: Literal["auto", "float32", "mixed_bfloat16"]
     prefix_cache: bool
     prefix_cache_gib: PositiveFloat
@@ -109,6 +110,7 @@ class FitParams(Section):
     patience: PositiveInt
     learning_rate: PositiveFloat
     schedule: Literal["constant", "cosine"]
+    keep: Literal["best", "last"]
 
 
 class BaselineParams(FitParams):

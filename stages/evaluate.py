@@ -6,7 +6,7 @@ writes  metrics/evaluate.json   headline metrics as value, low, high (95 %, boot
         plots/evaluate/         as CSV: figures, comparison, calibration, uncertainty, subgroups; for each model
                                 roc, pr, confusion, reliability, risk_coverage, predictions (a row a test crop)
         pictures/evaluate/      the same to look at, and the worst mistakes
-params  seed, training.batch_size, training.threads, evaluate
+params  seed, training.batch_size, training.threads, training.sensitivity, evaluate
 """
 
 from pathlib import Path
@@ -41,7 +41,7 @@ def main(
     from lesionlab.files import read_table
 
     paths = Paths(crops, split, proof, model, member or [], metrics, plots, pictures)
-    written = run_evaluation(paths, params.evaluate, batch_size=params.training.batch_size, seed=params.seed)
+    written = run_evaluation(paths, params.evaluate, params.training, params.seed)
     print("\n".join(evaluation_table(written, read_table(plots / "subgroups.csv", ("model", "column", "level")))))
 
 

@@ -83,13 +83,28 @@ def test_the_best_epoch_is_restored_and_patience_ends_training(crops):
     changes = {"baseline__epochs": 30, "baseline__patience": 2, "baseline__learning_rate": 2e-3}
     network, result, inputs = train_baseline(images, task, **changes)
     losses = result.history["val_loss"]
-    assert result.best_epoch == losses.idxmin()
-    assert len(losses) == result.best_epoch + 1 + 2
+    assert result.kept_epoch == losses.idxmin()
+    assert len(losses) == result.kept_epoch + 1 + 2
     assert len(losses) < 30
     now = predict_rows(network, inputs, task.val)
     np.testing.assert_array_equal(now, result.val_probabilities)
     assert log_loss(labels[task.val], now) == pytest.approx(losses.min(), rel=1e-9)
     assert losses.iloc[-1] > losses.min()
+
+
+def test_the_last_epoch_is_kept_where_that_is_asked_for(crops):
+    """Validation labels turned round: the last epoch is worse than the first, and patience would have ended it."""
+    images, task = crops
+    labels = task.labels.copy()
+    labels[task.val] = 1 - labels[task.val]
+    changes = {"baseline__epochs": 8, "baseline__patience": 2, "baseline__learning_rate": 2e-3}
+    network, result, inputs = train_baseline(
+        images, Task(labels, task.train, task.val, 2), baseline__keep="last", **changes
+    )
+    assert len(result.history) == 8
+    assert result.kept_epoch == 7
+    assert result.history["val_loss"].idxmin() < 7
+    np.testing.assert_array_equal(predict_rows(network, inputs, task.val), result.val_probabilities)
 
 
 def refusal(images: np.ndarray, task: Task, **changes: object) -> str:
@@ -273,7 +288,7 @@ def test_an_interrupted_run_goes_on_to_the_same_bits(tmp_path, interrupt, schedu
     for a, b in zip(network.optimizer.variables, expected[0].optimizer.variables, strict=True):
         np.testing.assert_array_equal(a, b)
     assert result.history.equals(expected[1].history)
-    assert result.best_epoch == expected[1].best_epoch
+    assert result.kept_epoch == expected[1].kept_epoch
     np.testing.assert_array_equal(result.val_probabilities, expected[1].val_probabilities)
 
 
@@ -285,7 +300,7 @@ def test_the_best_epoch_and_patience_survive_an_interruption(tmp_path, interrupt
     changes = RESUMED | {"baseline__epochs": 30, "baseline__learning_rate": 1e-2}
     expected = train_baseline(images, task, **changes)
     last = len(expected[1].history) - 1
-    assert expected[1].best_epoch == last - 3
+    assert expected[1].kept_epoch == last - 3
     interrupt(3 * last)
     with pytest.raises(Killed):
         train_baseline(images, task, states=tmp_path, **changes)
@@ -430,5 +445,5 @@ def test_stages_in_half_precision_report_what_the_saved_float32_model_gives(tiny
         probabilities = unscaled.predict(images, task.val, 16)
         loss = log_loss(task.labels[task.val], probabilities, labels=[0, 1])
         assert metrics["validation"]["loss"] == pytest.approx(loss, abs=1e-6)
-        trained = pd.read_csv(f"plots/{name}.csv")["val_loss"].iloc[metrics["best_epoch"]]
+        trained = pd.read_csv(f"plots/{name}.csv")["val_loss"].iloc[metrics["kept_epoch"]]
         assert trained == pytest.approx(loss, rel=0.05)

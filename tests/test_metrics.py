@@ -204,6 +204,17 @@ def test_the_threshold_lies_half_way_between_the_classes():
     assert choose_threshold(np.array([0, 1, 0, 1]), np.array([0.1, 0.4, 0.3, 0.9])) == pytest.approx(0.35)
 
 
+@given(seeds, st.integers(4, 30), st.integers(2, 8), st.floats(0.05, 1))
+def test_the_threshold_is_the_highest_that_reaches_a_sensitivity(seed, count, levels, wanted):
+    rng = np.random.default_rng(seed)
+    labels = np.r_[0, 1, rng.integers(2, size=count - 2)]
+    scores = rng.integers(0, levels, count) / levels
+    chosen = choose_threshold(labels, scores, wanted)
+    assert (scores[labels == 1] >= chosen).mean() >= wanted
+    for higher in scores[scores >= chosen]:
+        assert (scores[labels == 1] > higher).mean() < wanted
+
+
 def test_the_threshold_decides_what_is_called_positive():
     positive = np.array([0.2, 0.4, 0.6])
     scores = Scores(np.array([0, 0, 1]), np.stack([1 - positive, positive], axis=1), np.arange(3), 0.4)

@@ -129,7 +129,7 @@ def project(tmp_path, monkeypatch) -> Path:
     for name, content in {
         "evaluate": EVALUATED, "detect": DETECTED, "explain": EXPLAINED, "split": SPLIT,
         "crop": {"frames": 12, "crops": 60, "skipped_frames": []},
-        "baseline": {"validation": {"accuracy": 0.7071, "loss": 0.5}, "best_epoch": 3, "parameters": 1234},
+        "baseline": {"validation": {"accuracy": 0.7071, "loss": 0.5}, "kept_epoch": 3, "parameters": 1234},
     }.items():  # fmt: skip
         write_json(Path(f"metrics/{name}.json"), content)
     for name in MODELS:

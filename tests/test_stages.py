@@ -172,7 +172,7 @@ def test_a_training_stage_writes_what_it_learnt(project, name):
     metrics, history = read_json(Path(f"metrics/{name}.json")), pd.read_csv(f"plots/{name}.csv")
     split = pd.read_csv("data/split.csv")
     assert len(history) == metrics["epochs"] == EPOCHS[name]
-    best = history.iloc[metrics["best_epoch"]]
+    best = history.iloc[metrics["kept_epoch"]]
     assert best["val_loss"] == history["val_loss"].min()
     assert metrics["validation"]["loss"] == pytest.approx(best["val_loss"], rel=1e-5)
     assert metrics["validation"]["accuracy"] == pytest.approx(best["val_accuracy"], rel=1e-5)

@@ -128,10 +128,11 @@ def network(
     return result
 
 
-def ensemble(members: list[Candidate]) -> Candidate:
+def ensemble(members: list[Candidate], sensitivity: float | None = None) -> Candidate:
     """The mean of the members' probabilities, with a temperature and, for two classes, a threshold of its own.
 
-    Both are chosen on validation crops, for a mean of calibrated members is less sure than it should be. Sources:
+    Both are chosen on validation crops, for a mean of calibrated members is less sure than it should be; sensitivity is
+    that which the threshold must reach there, None for the largest Youden index. Sources:
     Lakshminarayanan et al., NeurIPS 2017; Rahaman & Thiery, NeurIPS 2021: calibrate after pooling.
     """
     validation, test = members[0].validation, members[0].test
@@ -139,7 +140,7 @@ def ensemble(members: list[Candidate]) -> Candidate:
     on_test = np.stack([member.test.probabilities for member in members])
     temperature = fit_temperature(validation.labels, on_val)
     on_val = softmax(on_val, temperature)
-    threshold = _threshold(validation.labels, on_val)
+    threshold = _threshold(validation.labels, on_val, sensitivity)
     plain = _log_mean([member.uncalibrated.probabilities for member in members])
     return Candidate(
         Scores(test.labels, softmax(_log_mean(on_test), temperature), test.groups, threshold),
@@ -150,14 +151,14 @@ def ensemble(members: list[Candidate]) -> Candidate:
     )
 
 
-def controls(crops: Crops, classes: list[str]) -> dict[str, Candidate]:
+def controls(crops: Crops, classes: list[str], sensitivity: float | None = None) -> dict[str, Candidate]:
     """Linear models on colours: fitted on training crops, threshold chosen on validation crops, as for a network."""
     labels, groups = crops.labels(classes), crops.index["group"].to_numpy()
     test, val = crops.rows("test"), crops.rows("val")
     result = {}
     found = control_probabilities(crops.images, labels, crops.rows("train"), [val, test], len(classes))
     for name, (on_val, on_test) in found.items():
-        threshold = _threshold(labels[val], on_val)
+        threshold = _threshold(labels[val], on_val, sensitivity)
         result[name] = Candidate(
             Scores(labels[test], on_test, groups[test], threshold), Scores(labels[val], on_val, groups[val], threshold)
         )
@@ -179,5 +180,5 @@ def _log_mean(probabilities: list[np.ndarray] | np.ndarray) -> np.ndarray:
     return np.log(np.maximum(np.mean(probabilities, axis=0), np.finfo("float64").tiny))
 
 
-def _threshold(labels: np.ndarray, probabilities: np.ndarray) -> float | None:
-    return choose_threshold(labels, probabilities[:, 1]) if probabilities.shape[1] == 2 else None
+def _threshold(labels: np.ndarray, probabilities: np.ndarray, sensitivity: float | None) -> float | None:
+    return choose_threshold(labels, probabilities[:, 1], sensitivity) if probabilities.shape[1] == 2 else None

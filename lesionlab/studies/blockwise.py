@@ -30,7 +30,7 @@ class Study(Section):
 
 def summarise(study: Study, params: Params, paths: Paths) -> Summary:
     """Mean and standard deviation over folds at each depth; 0 unfrozen blocks is the new head alone."""
-    cells = pd.DataFrame([_cell(paths, fold, blocks) for blocks in (0, *study.blocks) for fold in study.folds])
+    cells = pd.DataFrame([_cell(paths, fold, blocks, params) for blocks in (0, *study.blocks) for fold in study.folds])
     table = aggregate(cells)
     best = choose_depth(table)
     shown = pd.DataFrame({"unfrozen blocks": table["blocks"]})
@@ -85,9 +85,9 @@ def draw(cells: pd.DataFrame, best: int) -> plt.Figure:
     return figure
 
 
-def _cell(paths: Paths, fold: int, blocks: int) -> dict[str, float]:
+def _cell(paths: Paths, fold: int, blocks: int, params: Params) -> dict[str, float]:
     trained = read_json(paths.metrics / f"{blocks}-{fold}.json")
-    predictions = read_predictions(paths.predictions / f"{blocks}-{fold}.csv")
+    predictions = read_predictions(paths.predictions / f"{blocks}-{fold}.csv", sensitivity=params.training.sensitivity)
     validation = {f"val_{name}": value for name, value in point_metrics(predictions.val).items() if name == "accuracy"}
     return {
         "fold": fold,

@@ -31,8 +31,9 @@ class Study(Section):
 
 def summarise(study: Study, params: Params, paths: Paths) -> Summary:
     """A row a member, their mean figures, the ensemble's, and the gain: ensemble less mean member, paired."""
-    members = [read_predictions(paths.predictions / f"finetune_{seed}.csv") for seed in study.seeds]
-    joint = mean_of(members)
+    sensitivity, files = params.training.sensitivity, [f"finetune_{seed}.csv" for seed in study.seeds]
+    members = [read_predictions(paths.predictions / file, sensitivity=sensitivity) for file in files]
+    joint = mean_of(members, sensitivity)
     how = {"groups": joint.test.groups, "resamples": params.evaluate.resamples, "seed": params.seed}
     alone = [resample(_figures(member.test), **how) for member in members]
     mean = resample(_mean_of_figures([_figures(member.test) for member in members]), **how)

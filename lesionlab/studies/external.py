@@ -37,11 +37,12 @@ def summarise(study: Study, params: Params, paths: Paths) -> Summary:
     proof = read_json(paths.metrics / "split_external.json")
     datasets = {"internal": params.dataset, "external": study.external["dataset"]}
     scores: dict[tuple[str, str], Scores] = {}
+    sensitivity = params.training.sensitivity
     rows = []
     for model in MODELS:
         own, other = (paths.predictions / f"{model}-{test}.csv" for test in datasets)
-        scores[model, "internal"] = read_predictions(own).test
-        scores[model, "external"] = read_predictions(other, validation=own).test
+        scores[model, "internal"] = read_predictions(own, sensitivity=sensitivity).test
+        scores[model, "external"] = read_predictions(other, own, sensitivity).test
         figures = {}
         for test, dataset in datasets.items():
             said = scores[model, test]

@@ -135,7 +135,7 @@ def draw(table: pd.DataFrame, chance: float) -> plt.Figure:
 
 def _figures(paths: Paths, name: str, params: Params) -> pd.DataFrame:
     trained = read_json(paths.metrics / f"{name}.json")
-    predictions = read_predictions(paths.predictions / f"{name}.csv")
+    predictions = read_predictions(paths.predictions / f"{name}.csv", sensitivity=params.training.sensitivity)
     table = cell_intervals(predictions.test, params.evaluate.resamples, params.seed).loc[list(SHOWN)]
     row = {"blocks": int(name.split("-")[0]), "protocol": trained["protocol"], "labels": trained["labels"]}
     row |= {"fold": int(name.split("-")[-1])}

@@ -33,10 +33,11 @@ def write_predictions(path: Path, index: pd.DataFrame, probabilities: np.ndarray
     write_table(path, pd.concat([index[list(COLUMNS)], table], axis=1))
 
 
-def read_predictions(path: Path, validation: Path | None = None) -> Predictions:
+def read_predictions(path: Path, validation: Path | None = None, sensitivity: float | None = None) -> Predictions:
     """Read what `write_predictions` wrote. Raises InputError when it is missing or lacks a column.
 
     validation: what the same model said of the data set that trained it, where that of `path` has no validation crops.
+    sensitivity: what the threshold of two classes must reach on validation; None: at the largest Youden index.
     """
     table = read_table(path, COLUMNS, text=("subset", "group", "label"))
     if validation is not None:
@@ -47,13 +48,13 @@ def read_predictions(path: Path, validation: Path | None = None) -> Predictions:
     probabilities = table[[f"{PREFIX}{name}" for name in classes]].to_numpy()
     probabilities /= probabilities.sum(axis=1, keepdims=True)  # the CSV holds six digits
     val, test = ((table["subset"] == name).to_numpy() for name in SUBSETS)
-    threshold = choose_threshold(labels[val], probabilities[val, 1]) if len(classes) == 2 else None
+    threshold = choose_threshold(labels[val], probabilities[val, 1], sensitivity) if len(classes) == 2 else None
     groups = table["group"].to_numpy()
     parts = [Scores(labels[rows], probabilities[rows], groups[rows], threshold) for rows in (val, test)]
     return Predictions(*parts, table["id"].to_numpy()[test], classes)
 
 
-def mean_of(members: list[Predictions]) -> Predictions:
+def mean_of(members: list[Predictions], sensitivity: float | None = None) -> Predictions:
     """The mean of the members' probabilities, with a threshold of its own.
 
     Raises InputError when the members saw other crops or classes.
@@ -63,7 +64,7 @@ def mean_of(members: list[Predictions]) -> Predictions:
         if member.classes != first.classes or not np.array_equal(member.ids, first.ids):
             raise InputError("ensemble: members predict other crops or classes; run dvc repro in the study's folder")
     val, test = (np.mean([getattr(member, part).probabilities for member in members], axis=0) for part in SUBSETS)
-    threshold = choose_threshold(first.val.labels, val[:, 1]) if len(first.classes) == 2 else None
+    threshold = choose_threshold(first.val.labels, val[:, 1], sensitivity) if len(first.classes) == 2 else None
     parts = [
         Scores(one.labels, probabilities, one.groups, threshold)
         for one, probabilities in ((first.val, val), (first.test, test))

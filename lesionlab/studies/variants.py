@@ -69,7 +69,7 @@ def draw(table: pd.DataFrame) -> plt.Figure:
 
 def _row(name: str, params: Params, paths: Paths) -> dict[str, float]:
     trained = read_json(paths.metrics / f"{name}.json")
-    predictions = read_predictions(paths.predictions / f"{name}.csv")
+    predictions = read_predictions(paths.predictions / f"{name}.csv", sensitivity=params.training.sensitivity)
     test = predictions.test
     figures = cell_intervals(test, params.evaluate.resamples, params.seed).loc[[*SHOWN]]
     row = {

@@ -1,4 +1,4 @@
-"""One run of training: the order of every epoch drawn from (seed, stage, epoch), the best epoch kept."""
+"""One run of training: the order of every epoch drawn from (seed, stage, epoch), the best epoch kept (or the last)."""
 
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -31,10 +31,10 @@ class Task:
 
 @dataclass(frozen=True)
 class Fit:
-    """What training gave. history: a row an epoch. val_probabilities: (len(val), classes) at the best epoch."""
+    """What training gave. history: a row an epoch. val_probabilities: (len(val), classes) at `kept_epoch`."""
 
     history: pd.DataFrame
-    best_epoch: int
+    kept_epoch: int
     val_probabilities: np.ndarray
 
 
@@ -50,7 +50,7 @@ def fit(
     copies: int,
     states: Path | None = None,
 ) -> Fit:
-    """Train `suffix` in place and leave it at its epoch of lowest validation loss.
+    """Train `suffix` in place and leave it at its epoch of lowest validation loss, or at its last (`settings.keep`).
 
     copies: how many augmented versions of a crop exist; 0 for a new version at every epoch. Ignored where
     `settings.augment` is false. states: folder for the state of the run; an interrupted run that is started again with
@@ -89,18 +89,18 @@ def fit(
             row["learning_rate"] = float(suffix.optimizer.learning_rate)
             bar.set_postfix(val_loss=f"{row['val_loss']:.3f}", val_accuracy=f"{row['val_accuracy']:.3f}")
             history = [*standing.history, row] if standing else [row]
-            if standing is None or row["val_loss"] < standing.history[standing.best_epoch]["val_loss"]:
+            if standing is None or settings.keep == "last" or _is_better(row, standing):
                 standing = Standing(history, epoch, suffix.get_weights(), probabilities)
             else:
                 standing.history = history
-            if epoch - standing.best_epoch >= settings.patience:
+            if epoch - standing.kept_epoch >= settings.patience:
                 break
             if state:
                 state.save(suffix, standing)
-    suffix.set_weights(standing.best_weights)
+    suffix.set_weights(standing.kept_weights)
     if state:
         state.remove()
-    return Fit(pd.DataFrame(standing.history), standing.best_epoch, standing.best_probabilities)
+    return Fit(pd.DataFrame(standing.history), standing.kept_epoch, standing.kept_probabilities)
 
 
 def predict_rows(suffix: keras.Model, inputs: Inputs, rows: np.ndarray) -> np.ndarray:
@@ -111,6 +111,10 @@ def predict_rows(suffix: keras.Model, inputs: Inputs, rows: np.ndarray) -> np.nd
         values = inputs.read(batch, np.full(len(batch), PLAIN))
         logits.append(np.asarray(suffix.predict_on_batch(pad_batch(values, inputs.batch_size)))[: len(batch)])
     return softmax(np.concatenate(logits))
+
+
+def _is_better(row: dict[str, float], standing: Standing) -> bool:
+    return row["val_loss"] < standing.history[standing.kept_epoch]["val_loss"]
 
 
 def _identity(

@@ -8,13 +8,13 @@ import pandas as pd
 from lesionlab.pictures import MODEL_COLOURS, save_figure
 
 
-def draw_history(path: Path, history: pd.DataFrame, stage: str, best_epoch: int) -> None:
+def draw_history(path: Path, history: pd.DataFrame, stage: str, kept_epoch: int) -> None:
     """Loss and accuracy by epoch: training dashed, validation solid, the epoch that was kept dotted."""
     figure, axes = plt.subplots(1, 2, figsize=(9, 3.4))
     for axis, name in zip(axes, ("loss", "accuracy"), strict=True):
         axis.plot(history["epoch"], history[name], color=MODEL_COLOURS[stage], linestyle="--", label="training")
         axis.plot(history["epoch"], history[f"val_{name}"], color=MODEL_COLOURS[stage], label="validation")
-        axis.axvline(best_epoch, color="#999999", linestyle=":", label="kept")
+        axis.axvline(kept_epoch, color="#999999", linestyle=":", label="kept")
         axis.set(xlabel="epoch", ylabel=name, title=stage)
         axis.grid(alpha=0.3)
         axis.legend(fontsize=8)

@@ -22,9 +22,9 @@ class Standing:
     """Where training stands after `len(history)` epochs (a row each), beside the weights and the optimizer."""
 
     history: list[dict[str, float]]
-    best_epoch: int
-    best_weights: list[np.ndarray]
-    best_probabilities: np.ndarray
+    kept_epoch: int
+    kept_weights: list[np.ndarray]
+    kept_probabilities: np.ndarray
 
 
 class State:
@@ -44,17 +44,17 @@ class State:
         for variable, value in zip(_variables(model), _listed(kept, "variable"), strict=True):
             variable.assign(value)
         history = pd.DataFrame(kept["history"]).to_dict("records")
-        return Standing(history, int(kept["best_epoch"]), _listed(kept, "best"), kept["best_probabilities"])
+        return Standing(history, int(kept["kept_epoch"]), _listed(kept, "weights"), kept["kept_probabilities"])
 
     def save(self, model: keras.Model, standing: Standing) -> None:
         """Write it whole or not at all, if the last time was long enough ago."""
         if time.monotonic() - self._written < SECONDS_BETWEEN_STATES:
             return
         content = {f"variable{i}": keras.ops.convert_to_numpy(value) for i, value in enumerate(_variables(model))}
-        content |= {f"best{i}": value for i, value in enumerate(standing.best_weights)}
+        content |= {f"weights{i}": value for i, value in enumerate(standing.kept_weights)}
         content["history"] = pd.DataFrame(standing.history).to_records(index=False)
-        content["best_epoch"] = np.array(standing.best_epoch)
-        content["best_probabilities"] = standing.best_probabilities
+        content["kept_epoch"] = np.array(standing.kept_epoch)
+        content["kept_probabilities"] = standing.kept_probabilities
         with whole_file(self._path) as temporary, temporary.open("wb") as stream:
             np.savez(stream, **content)
         with contextlib.suppress(FileNotFoundError):  # another run has just ended and deleted its own

@@ -97,7 +97,7 @@ def run_training(
         # The threshold and the figures belong to the network as it is saved and used, which rounds nothing.
         result = replace(result, val_probabilities=_predict_in_float32(network, architecture, images, task, params))
     proof = read_json(paths.proof)
-    temperature, threshold = _operating_point(task, result)
+    temperature, threshold = _operating_point(task, result, params.training.sensitivity)
     description = Description(
         architecture=architecture,
         stage=stage,
@@ -117,11 +117,11 @@ def run_training(
     seconds = time.perf_counter() - started
     print(
         f"{stage}: validation accuracy {metrics['validation']['accuracy']:.4f}, AUC {metrics['validation']['auc']:.4f} "
-        f"at epoch {result.best_epoch} of {len(result.history)}, {seconds:.0f} s"
+        f"at epoch {result.kept_epoch} of {len(result.history)}, {seconds:.0f} s"
     )
     with tempfile.TemporaryDirectory() as folder:
         curves = Path(folder) / f"{stage}.png"
-        draw_history(curves, result.history, stage, result.best_epoch)
+        draw_history(curves, result.history, stage, result.kept_epoch)
         tracking.log_stage(
             stage,
             params={
@@ -173,7 +173,7 @@ def describe_training(
             "loss": float(log_loss(labels, probabilities, labels=numbers)),
             "crops": len(labels),
         },
-        "best_epoch": result.best_epoch,
+        "kept_epoch": result.kept_epoch,
         "epochs": len(result.history),
         "dtype": network.dtype_policy.name,
         "parameters": network.count_params(),
@@ -196,14 +196,14 @@ def _predict_in_float32(
     return predict_rows(in_float32(network, architecture), inputs, task.val)
 
 
-def _operating_point(task: Task, result: Fit) -> tuple[float, float | None]:
+def _operating_point(task: Task, result: Fit, sensitivity: float | None) -> tuple[float, float | None]:
     """Temperature, and the threshold on the probabilities that it gives; both from validation crops."""
     labels = task.labels[task.val]
     logits = np.log(np.maximum(result.val_probabilities, np.finfo("float64").tiny))
     temperature = fit_temperature(labels, logits)
     if task.classes != 2:
         return temperature, None
-    return temperature, choose_threshold(labels, softmax(logits, temperature)[:, 1])
+    return temperature, choose_threshold(labels, softmax(logits, temperature)[:, 1], sensitivity)
 
 
 def _block_ends(architecture: Architecture) -> list[str]:

@@ -26,14 +26,18 @@ def fit_temperature(labels: np.ndarray, logits: np.ndarray) -> float:
     return float(np.exp(result.x))
 
 
-def choose_threshold(labels: np.ndarray, scores: np.ndarray) -> float:
-    """Score from which a crop is called positive, at the largest Youden index (sensitivity + specificity - 1).
+def choose_threshold(labels: np.ndarray, scores: np.ndarray, sensitivity: float | None = None) -> float:
+    """Score from which a crop is called positive.
 
-    labels: (n,) 0 or 1. scores: (n,) probability of class 1. The threshold lies half-way between the lowest score
-    called positive and the highest called negative. Source: Youden, Cancer 3:32-35, 1950.
+    labels: (n,) 0 or 1. scores: (n,) probability of class 1. sensitivity: the highest threshold that reaches it; None:
+    the one of the largest Youden index (sensitivity + specificity - 1). The threshold lies half-way between the lowest
+    score called positive and the highest called negative. Source: Youden, Cancer 3:32-35, 1950.
     """
-    false_positive_rate, true_positive_rate, thresholds = roc_curve(labels, scores)
+    false_positive_rate, true_positive_rate, thresholds = roc_curve(
+        labels, scores, drop_intermediate=sensitivity is None
+    )
+    gain = true_positive_rate - false_positive_rate if sensitivity is None else true_positive_rate >= sensitivity
     # The curve's first point, at an infinite threshold, calls nothing positive: no score to choose.
-    lowest_positive = thresholds[1:][np.argmax((true_positive_rate - false_positive_rate)[1:])]
+    lowest_positive = thresholds[1:][np.argmax(gain[1:])]
     below = scores[scores < lowest_positive]
     return float((lowest_positive + below.max()) / 2) if len(below) else float(scores.min())
