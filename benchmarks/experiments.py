@@ -178,8 +178,8 @@ EXPERIMENTS = {
             "finetune.keep": "last",
         },
         "blockwise",
-        note="Larger tiles, more epochs, smoothed labels and the last epoch were set after the test figures of the same "
-        "at 192 px had been seen (balanced accuracy 0.964).",
+        note="Larger tiles, more epochs, smoothed labels and the last epoch were set after the test figures at 192 px "
+        "had been seen (balanced accuracy 0.964).",
     ),
     "blockwise-brain": Experiment(
         "Brain tumours, three classes, the author's folds: every depth, small slices",
@@ -194,8 +194,8 @@ EXPERIMENTS = {
         "brain-tumor-cheng",
         {"model.image_size": 192, **BRAIN, "finetune.epochs": 10, "finetune.keep": "last", **FOLDS, "@blocks": [2]},
         "blockwise",
-        note="The last epoch is kept: of 180 validation slices of a few patients the best is chance. Set after the test "
-        "figures at 96 px had been seen.",
+        note="The last epoch is kept: of 180 validation slices of a few patients the best is chance. Set after the "
+        "test figures at 96 px had been seen.",
     ),
     "leakage-cvc": Experiment(
         "CVC-ClinicDB: frames drawn singly against sequences",
