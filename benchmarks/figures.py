@@ -353,6 +353,16 @@ def of_external(experiment: str, metric: str) -> Callable[[], str]:
     return figure
 
 
+def of_ensemble(experiment: str, metric: str) -> Callable[[], str]:
+    """A test figure of the mean of a study's members."""
+
+    def figure() -> str:
+        row = table_of(experiment).set_index("model").loc["ensemble"]
+        return f"{row[metric]:.3f} [{row[f'{metric}_low']:.3f}, {row[f'{metric}_high']:.3f}]"
+
+    return figure
+
+
 def of_leak(experiment: str, metric: str) -> Callable[[], str]:
     """What a study of the leak found: frames drawn singly less groups kept apart, the head alone."""
 
@@ -401,10 +411,14 @@ TARGETS = [
            figure_on_test("chest-xray", "accuracy")),
     Target("chest X-ray, official test", "test F1", "0.928", "0.938", "chest-xray",
            figure_on_test("chest-xray", "f1")),
-    Target("the same, stronger augmentation, ensemble of three", "test accuracy", "0.905", "0.92", "chest-xray-strong",
-           figure_on_test("chest-xray-strong", "accuracy", "ensemble")),
-    Target("the same, stronger augmentation, ensemble of three", "test F1", "0.928", "0.938", "chest-xray-strong",
-           figure_on_test("chest-xray-strong", "f1", "ensemble")),
+    Target("the same, stronger augmentation, threshold of a required sensitivity", "test accuracy", "0.905", "0.92",
+           "chest-xray-strong", figure_on_test("chest-xray-strong", "accuracy")),
+    Target("the same, stronger augmentation, threshold of a required sensitivity", "test F1", "0.928", "0.938",
+           "chest-xray-strong", figure_on_test("chest-xray-strong", "f1")),
+    Target("the same, the mean of three seeds", "test accuracy", "0.905", "0.92", "ensemble-xray",
+           of_ensemble("ensemble-xray", "accuracy")),
+    Target("the same, the mean of three seeds", "test F1", "0.928", "0.938", "ensemble-xray",
+           of_ensemble("ensemble-xray", "f1")),
     Target("polyps, Kvasir-SEG, 64 px, 4 cached copies a crop", "test accuracy", "", "", "augment-cached",
            figure_on_test("augment-cached", "accuracy")),
     Target("the same, augmented anew at every epoch", "test accuracy", "", "", "augment-online",
