@@ -1,7 +1,6 @@
 """detection: every window from one pass over the frame, against the same windows cut out and classified.
 
     python -m benchmarks.detection --model models/finetune     recall and precision of both ways on the test frames
-    python -m benchmarks.detection --model ... --confirm 64 --confirm 128    what to set detect.confirm to
 
 `rows` are the lines of `make bench` about time. The floor is the ratio of counted multiply-adds.
 """
@@ -30,21 +29,18 @@ if TYPE_CHECKING:
 
 ROUNDS, THREADS = 3, 2
 FRAME, WINDOW, BATCH = 320, 64, 32  # pixels a side, and windows that are classified at once
-# What is compared on real frames. unconfirmed: the dense map's own scores, without classifying its best windows again.
-WAYS = {"windows": {"mode": "windows"}, "dense": {"mode": "dense"}, "unconfirmed": {"mode": "dense", "confirm": 0}}
+WAYS = ("windows", "dense")  # what is compared on real frames
 STEPS = {16: 9, 8: 28}  # pixels between windows, and the ratio to show
 
 
 def rows(seed: int, frame: int = FRAME, rounds: int = ROUNDS) -> list[Row]:
-    """VGG16 with random weights on a frame of noise, `frame` pixels a side: windows of 64 px every 16 and 8 px.
-
-    The notes say what is left of a ratio when `detect.confirm` windows of the map are cut out and classified again.
-    """
+    """VGG16 with random weights on a frame of noise, `frame` pixels a side: windows of 64 px every 16 and 8 px."""
     start_keras(THREADS)  # before anything that imports Keras
     from PIL import Image
 
-    from lesionlab.data.crops import cut
-    from lesionlab.detection.dense import dense_classifier
+    from lesionlab.detection.dense import DenseBackbone
+    from lesionlab.detection.detector import dense_detector
+    from lesionlab.detection.head import build_head
     from lesionlab.detection.windows import cut_windows
     from lesionlab.models.backbones import preprocess
     from lesionlab.models.networks import Architecture, build_network
@@ -65,37 +61,29 @@ def rows(seed: int, frame: int = FRAME, rounds: int = ROUNDS) -> list[Row]:
         _, windows = cut_windows(image, content, WINDOW / frame, step / WINDOW, WINDOW)
         return classifier.model.predict(preprocess(windows, "caffe"), batch_size=BATCH, verbose=0)
 
-    def confirm(boxes: np.ndarray) -> None:
-        crops = np.stack([cut(image, tuple(box), WINDOW) for box in boxes])
-        for start in range(0, len(crops), BATCH):
-            classifier.logits(crops[start : start + BATCH], BATCH)
-
-    confirmed = read_params().detect.confirm
-    dense = {step: dense_classifier(classifier, step / WINDOW) for step in STEPS}
+    settings, dense = read_params().detect, {}
+    for step in STEPS:
+        backbone = DenseBackbone(classifier, step / WINDOW)
+        dense[step] = dense_detector(backbone, build_head(backbone.channels, seed), settings)
     found = {step: len(way.score(image, content, WINDOW / frame)[0]) for step, way in dense.items()}  # and warm up
     classifier.model.predict(preprocess(np.zeros((BATCH, WINDOW, WINDOW, 3), "uint8"), "caffe"), verbose=0)
-    confirm(np.array([[0, 0, WINDOW, WINDOW]]))
-    seconds = {(step, way): [] for step in STEPS for way in ("plain", "ours", "both")}
+    seconds = {(step, way): [] for step in STEPS for way in ("plain", "ours")}
     for _ in progress(range(rounds), desc="bench, detection", unit="round"):
         for step in STEPS:
             started = time.perf_counter()
             windows = len(plain(step))
             seconds[step, "plain"].append(time.perf_counter() - started)
             started = time.perf_counter()
-            boxes, _ = dense[step].score(image, content, WINDOW / frame)
+            dense[step].score(image, content, WINDOW / frame)
             seconds[step, "ours"].append(time.perf_counter() - started)
-            if confirmed:
-                confirm(boxes[:confirmed])
-            seconds[step, "both"].append(time.perf_counter() - started)
             if windows != found[step]:
                 raise RuntimeError(f"{windows} windows were cut but the dense map has {found[step]}")
     result = []
     for step, at_least in STEPS.items():
-        took, ours, both = (statistics.median(seconds[step, way]) for way in ("plain", "ours", "both"))
+        took, ours = (statistics.median(seconds[step, way]) for way in ("plain", "ours"))
         counted = found[step] * multiply_adds(WINDOW, 0) / multiply_adds(frame, int(np.log2(32 / step)))
         name = f"detect dense, stride {step}, VGG16, {WINDOW} px windows"
-        note = f"{found[step]} windows of a frame of {frame} px; the map alone: with the {confirmed} windows of "
-        note += f"detect.confirm the ratio is {took / both:.1f}"
+        note = f"{found[step]} windows of a frame of {frame} px"
         result.append(Row(name, took, ours, took / ours, counted, at_least, note=note))
     return result
 
@@ -123,9 +111,6 @@ def main(
     split: Annotated[Path, Option(help="CSV of the split stage")] = Path("data/split.csv"),
     proof: Annotated[Path, Option(help="JSON of the split stage")] = Path("metrics/split.json"),
     out: Annotated[Path | None, Option(help="JSON file to write the figures to, with intervals")] = None,
-    confirm: Annotated[
-        list[int] | None, Option(help="compare numbers for detect.confirm instead, on the validation frames alone")
-    ] = None,
 ) -> None:
     """Print recall and precision of both ways, each at the threshold that its own validation scores gave."""
     params = read_params()
@@ -135,15 +120,10 @@ def main(
     from lesionlab.models.saved import load_classifier
 
     nowhere = Path()
-    paths = Paths(model, raw, crops, split, proof, nowhere, nowhere, nowhere, nowhere)
+    paths = Paths(model, raw, crops, split, proof, *[nowhere] * 5)
     frames = frames_of_subsets(paths, read_card(params.dataset), params)
     classifier, rate = load_classifier(model), params.detect.false_positives
-    if confirm:
-        for number in confirm:
-            recall = validation_recall(number, classifier, frames["val"], params)
-            print(f"confirm {number}: recall {recall:.3f} at {rate:g} false positives a frame of {len(frames['val'])}")
-        return
-    ways = {name: describe_way(name, changes, classifier, frames, params) for name, changes in WAYS.items()}
+    ways = {mode: describe_way(mode, classifier, frames, params) for mode in WAYS}
     print(f"{'':<12}{'threshold':>10}{'recall':>10}{'precision':>11}{'FP a frame':>12}{'recall at ' + f'{rate:g}':>14}")
     for mode, found in ways.items():
         columns = ("recall", "precision", "false_positives_per_frame")
@@ -156,28 +136,15 @@ def main(
         write_json(out, {"frames": len(frames["test"]), "seed": params.seed, "ways": ways})
 
 
-def validation_recall(confirm: int, classifier: "Classifier", frames: list["Frame"], params: Params) -> float:
-    """Recall on validation frames at `detect.false_positives` a frame, with so many windows confirmed."""
-    from lesionlab.detection.froc import froc_curve, sensitivity_at
-    from lesionlab.detection.run import Detector, detect_frames
-
-    settings = params.detect.model_copy(update={"mode": "dense", "confirm": confirm})
-    detector = Detector(classifier, settings, params.training.batch_size)
-    found = detect_frames(frames, detector, params, f"confirm {confirm}, val")
-    curve = froc_curve(found.boxes, found.frames)
-    return float(sensitivity_at(curve, (params.detect.false_positives,))["sensitivity"].iloc[0])
-
-
-def describe_way(
-    name: str, changes: dict[str, object], classifier: "Classifier", frames: dict[str, list["Frame"]], params: Params
-) -> dict:
+def describe_way(mode: str, classifier: "Classifier", frames: dict[str, list["Frame"]], params: Params) -> dict:
     """Recall, precision and false positives a frame on test frames with intervals; its threshold from validation."""
     from lesionlab.detection.froc import froc_curve, operating_metrics, sensitivity_at
-    from lesionlab.detection.run import Detector, detect_frames, operating_threshold
+    from lesionlab.detection.run import detect_frames, operating_threshold, train_detector
 
-    rate, settings = params.detect.false_positives, params.detect.model_copy(update=changes)
-    detector = Detector(classifier, settings, params.training.batch_size)
-    found = {part: detect_frames(members, detector, params, f"{name}, {part}") for part, members in frames.items()}
+    rate = params.detect.false_positives
+    params = params.model_copy(update={"detect": params.detect.model_copy(update={"mode": mode})})
+    detector, _ = train_detector(classifier, frames, params)
+    found = {part: detect_frames(frames[part], detector, params, f"{mode}, {part}") for part in ("val", "test")}
     threshold = operating_threshold(found["val"].boxes, found["val"].frames, rate)
     test, how = found["test"], {"resamples": params.evaluate.resamples, "seed": params.seed}
     at_rate = sensitivity_at(froc_curve(test.boxes, test.frames), (rate,))["sensitivity"].iloc[0]

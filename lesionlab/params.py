@@ -155,7 +155,10 @@ class DetectParams(Section):
     mode: Literal["dense", "windows"]
     window_sizes: Annotated[list[Annotated[float, Field(gt=0, le=1)]], Field(min_length=1)]
     stride: Annotated[float, Field(gt=0, le=1)]
-    confirm: Count
+    training_frames: PositiveInt | None
+    windows_per_frame: PositiveInt
+    epochs: PositiveInt
+    learning_rate: PositiveFloat
     overlap: Fraction
     false_positives: PositiveFloat
     max_frames: PositiveInt | None

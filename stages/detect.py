@@ -1,7 +1,8 @@
-"""detect: slide windows over whole frames; boxes, heat maps, FROC.
+"""detect: train a detector, look for lesions in whole frames; boxes, heat maps, FROC.
 
 reads   models/finetune, data/raw, data/crops/index.csv, data/split.csv, metrics/split.json, datasets/<dataset>.yaml
-writes  data/detections.csv   frame, x, y, width, height, score, lesion (0: false positive), nearest, iou on test frames
+writes  models/detector       the head of a dense detector and detector.json, with the threshold
+        data/detections.csv   frame, x, y, width, height, score, lesion (0: false positive), nearest, iou on test frames
         metrics/detect.json   figures at the threshold chosen on validation frames, by size of lesion; FROC, AP
         plots/froc.csv        sensitivity against false positives a frame, with its interval
         pictures/detections/  FROC, and overlays of the best, the median and the worst frames
@@ -10,6 +11,7 @@ params  dataset, seed, crop.mask_threshold, crop.min_lesion_area, training.batch
 
 On your own pictures, without masks and without DVC:
         python -m stages.detect --model models/finetune --frames my_folder --out found/
+reads   models/detector, for lesions; without it each window is cut out and classified
 writes  found/detections.csv, found/heatmaps/, found/overlays/
 or, for tissue, where every part of a picture is of one of the classes,
         found/tiles.csv       file, x, y, width, height, class, probability, probability_<class>
@@ -53,10 +55,11 @@ def main(
     crops: Annotated[Path | None, Option(help="folder of the crop stage")] = None,
     split: Annotated[Path | None, Option(help="CSV of the split stage")] = None,
     proof: Annotated[Path | None, Option(help="JSON of the split stage")] = None,
+    detector: Annotated[Path, Option(help="folder of the detector: written; your own pictures, lesions: read")] = Path(
+        "models/detector"
+    ),
     detections: Annotated[Path | None, Option(help="CSV file to write")] = None,
-    metrics: Annotated[
-        Path, Option(help="JSON file to write; your own pictures: where the threshold is recorded")
-    ] = Path("metrics/detect.json"),
+    metrics: Annotated[Path | None, Option(help="JSON file to write")] = None,
     froc: Annotated[Path | None, Option(help="CSV file to write")] = None,
     pictures: Annotated[Path | None, Option(help="folder to write overlays to")] = None,
 ) -> None:
@@ -72,14 +75,14 @@ def main(
     from lesionlab.detection.run import Paths, run_detection
 
     if frames is not None and out is not None:
-        options = {"kind": kind, "metrics": metrics, "threshold": threshold, "tile": tile, "stride": stride}
+        options = {"kind": kind, "detector": detector, "threshold": threshold, "tile": tile, "stride": stride}
         detect_folder(model, frames, out, params, **options)
         return
-    paths = (raw, crops, split, proof, detections, metrics, froc, pictures)
+    paths = (raw, crops, split, proof, detector, detections, metrics, froc, pictures)
     if frames is not None or out is not None or None in paths:
         raise InputError(
             "detect: give --frames and --out for your own pictures, or all of --raw, --crops, --split, --proof, "
-            "--detections, --froc and --pictures"
+            "--detections, --metrics, --froc and --pictures"
         )
     run_detection(Paths(model, *paths), read_card(params.dataset), params)
 

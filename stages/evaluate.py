@@ -41,7 +41,13 @@ def main(
     from lesionlab.files import read_table
 
     paths = Paths(crops, split, proof, model, member or [], metrics, plots, pictures)
-    written = run_evaluation(paths, params.evaluate, params.training, params.seed)
+    written = run_evaluation(
+        paths,
+        params.evaluate,
+        batch_size=params.training.batch_size,
+        sensitivity=params.training.sensitivity,
+        seed=params.seed,
+    )
     print("\n".join(evaluation_table(written, read_table(plots / "subgroups.csv", ("model", "column", "level")))))
 
 

@@ -1,7 +1,5 @@
 """What `make bench` counts and prints; what it measures here says nothing."""
 
-import re
-
 import pytest
 from tiny_networks import THREADS  # noqa: F401 (starts Keras)
 
@@ -62,10 +60,10 @@ def test_poolings_at_stride_one_repeat_what_follows_them_for_each_phase():
 
 
 @pytest.mark.slow
-def test_the_rows_of_dense_maps_say_what_confirming_costs():
+def test_the_rows_of_dense_maps_say_how_many_windows_there_are():
     for row, windows in zip(detection.rows(1, frame=96, rounds=1), (9, 25), strict=True):
-        said = rf"{windows} windows of .* the map alone: with the \d+ windows of detect\.confirm the ratio is (\d+\.\d)"
-        assert 0 < float(re.fullmatch(said, row.note)[1]) < row.ratio
+        assert row.note == f"{windows} windows of a frame of 96 px"
+        assert row.ratio > 0
 
 
 def test_the_pillow_loop_cuts_as_many_crops(tmp_path, tiny_params):

@@ -1,4 +1,4 @@
-"""Dense maps: the score of every window of a grid, each against the same window looked at alone."""
+"""Dense maps: the features of every window of a grid, each against the same window looked at alone."""
 
 import keras
 import numpy as np
@@ -6,14 +6,11 @@ import pytest
 from PIL import Image
 from tiny_networks import CLASSES, SIZE, THREADS, lively, tiny_architecture, tiny_crops
 
-from lesionlab.data.crops import cut
-from lesionlab.detection.dense import dense_classifier, fragment_offsets, fragments, halving_inputs
-from lesionlab.detection.run import Detector
+from lesionlab.detection.dense import DenseBackbone, fragment_offsets, fragments, halving_inputs
 from lesionlab.errors import InputError
-from lesionlab.models.backbones import find_backbone
-from lesionlab.models.networks import build_network, softmax
+from lesionlab.models.backbones import find_backbone, preprocess
+from lesionlab.models.networks import build_network
 from lesionlab.models.saved import Classifier, Description
-from lesionlab.params import DetectParams
 from lesionlab.training.backend import environment
 
 SMALL = "mobilenetv2_0.35"
@@ -101,12 +98,12 @@ def test_a_fragment_is_a_pass_over_the_shifted_frame(backbone, stride, shift):
 
     def middle(top: int, left: int, stride: float) -> np.ndarray:
         image = Image.fromarray(frame[top : top + side, left : left + side])
-        boxes, logits = dense_classifier(classifier, stride).score(image, (0, 0, side, side), SIZE / side)
+        boxes, features = DenseBackbone(classifier, stride).features(image, (0, 0, side, side), SIZE / side)
         at = (boxes[:, :2] == (320 + right - left, 320 + down - top)).all(axis=1)
         assert at.sum() == 1
         assert (boxes[:, 2:] == SIZE).all()
-        assert logits.std(axis=0).min() > 0.01 * np.abs(logits).max()  # places differ by more than is allowed below
-        return logits[at][0]
+        assert features.std(axis=0).max() > 0.01 * np.abs(features).max()  # places differ by more than is allowed below
+        return features[at][0]
 
     expected = middle(down, right, 1.0)
     found = middle(0, 0, stride)
@@ -117,23 +114,26 @@ def test_a_fragment_is_a_pass_over_the_shifted_frame(backbone, stride, shift):
 @pytest.mark.parametrize(
     "changes", [{"pooling": "average"}, {"pooling": "flatten"}, {"dense": 0}, {"head_filters": (6,)}]
 )
-def test_on_a_frame_of_one_window_both_ways_are_the_same(backbone, changes):
+def test_on_a_frame_of_one_window_the_features_are_those_of_the_crop(backbone, changes):
+    """Whatever the classifier's own head is."""
     classifier = classifier_of(backbone, image_size=64, **changes)
     frame = tiny_crops(1, size=64)[0]
+    model, architecture = classifier.model, classifier.description.architecture
+    end = model.get_layer(find_backbone(backbone).block_ends[-1]).output
+    alone = keras.Model(model.input, end)(preprocess(frame, architecture.preprocessing))
     for stride in (1.0, 0.25):
-        boxes, logits = dense_classifier(classifier, stride).score(Image.fromarray(frame[0]), (0, 0, 64, 64), 1.0)
+        boxes, features = DenseBackbone(classifier, stride).features(Image.fromarray(frame[0]), (0, 0, 64, 64), 1.0)
         assert boxes.tolist() == [[0, 0, 64, 64]]
-        np.testing.assert_allclose(logits, classifier.logits(frame, 1), rtol=1e-4, atol=1e-4)
+        np.testing.assert_allclose(features, np.mean(alone, axis=(1, 2)), rtol=1e-4, atol=1e-4)
 
 
 @pytest.mark.parametrize(("stride", "step"), [(1.0, 32), (0.5, 16), (0.25, 8), (0.2, 4), (0.01, 1)])
 def test_windows_lie_on_a_grid_as_fine_as_asked_for(stride, step):
     """A content box away from the corner, its sides no whole number of strides."""
     content = (7, 11, 150, 120)
-    boxes, logits = dense_classifier(classifier_of("mobilenet_0.25"), stride).score(
-        Image.fromarray(noise(140, 160)), content, SIZE / 120
-    )
-    assert len(boxes) == len(logits)
+    backbone = DenseBackbone(classifier_of("mobilenet_0.25"), stride)
+    boxes, features = backbone.features(Image.fromarray(noise(140, 160)), content, SIZE / 120)
+    assert features.shape == (len(boxes), backbone.channels)
     reduced = (160, 128)  # the nearest whole strides of 32 pixels
     assert len(boxes) == np.prod([(length - SIZE) // step + 1 for length in reduced])
     for axis in (0, 1):
@@ -142,31 +142,6 @@ def test_windows_lie_on_a_grid_as_fine_as_asked_for(stride, step):
         assert set(boxes[:, axis]) == set(places.round().astype(int))
 
 
-def detector(classifier: Classifier, confirm: int) -> Detector:
-    """One that suppresses nothing."""
-    params = DetectParams(
-        mode="dense", window_sizes=[0.5, 0.8], stride=0.5, confirm=confirm, overlap=1.0, false_positives=1.0,
-        max_frames=None, overlays=0,
-    )  # fmt: skip
-    return Detector(classifier, params, batch_size=4)
-
-
-def test_the_best_windows_of_a_dense_map_are_cut_out_and_classified_again():
-    classifier, frame = classifier_of(SMALL, image_size=64), noise(150, 190)
-    windows, dense = detector(classifier, 0).windows(frame)
-    best = windows[np.argsort(-dense, kind="stable")[:6]]
-    boxes, scores, heat = detector(classifier, 6).boxes(frame)
-    assert sorted(boxes.tolist()) == sorted(best.tolist())
-    assert (np.diff(scores) <= 0).all()
-    crops = np.stack([cut(Image.fromarray(frame), tuple(box), 64) for box in boxes])
-    expected = 1 - softmax(classifier.logits(crops, 4), classifier.description.temperature)[:, 0]
-    np.testing.assert_allclose(scores, expected, rtol=1e-4, atol=1e-5)
-    unconfirmed, dense_scores, same_heat = detector(classifier, 0).boxes(frame)
-    assert len(unconfirmed) == len(windows)
-    np.testing.assert_array_equal(dense_scores, np.sort(dense)[::-1])
-    np.testing.assert_array_equal(heat, same_heat)
-
-
 def test_the_small_cnn_has_no_dense_way():
     with pytest.raises(InputError, match=r"set detect\.mode=windows"):
-        dense_classifier(classifier_of(None, filters=(4,), classes=CLASSES), 0.5)
+        DenseBackbone(classifier_of(None, filters=(4,), classes=CLASSES), 0.5)

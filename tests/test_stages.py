@@ -56,7 +56,7 @@ def train_stage(name: str, **arguments: Path) -> None:
 
 def detect() -> None:
     paths = {"detections": "data/detections.csv", "metrics": "metrics/detect.json"}
-    paths |= {"froc": "plots/froc.csv", "pictures": "pictures/detections"}
+    paths |= {"detector": "models/detector", "froc": "plots/froc.csv", "pictures": "pictures/detections"}
     paths = {key: Path(value) for key, value in paths.items()}
     stages.detect.main(model=Path("models/finetune"), raw=Path("data/raw"), **SPLIT, **paths)
 
@@ -344,7 +344,10 @@ def test_detections_lie_in_test_frames(project):
         assert (found["x"] + found["width"] <= left + width + 1).all()
         assert (found["y"] + found["height"] <= top + height + 1).all()
     assert metrics["frames"] == 4
-    assert metrics["model_sha256"] == file_digest(Path("models/finetune/model.json"))
+    detector = read_json(Path("models/detector/detector.json"))
+    assert detector["model_sha256"] == file_digest(Path("models/finetune/model.json"))
+    assert detector["weights_sha256"] == file_digest(Path("models/detector/head.weights.h5"))
+    assert (metrics["mode"], metrics["threshold"]) == ("dense", pytest.approx(detector["threshold"], abs=1e-6))
     assert list(metrics["froc"]) == ["0.125", "0.25", "0.5", "1", "2", "4", "8"]
     rates = [figure["value"] for figure in metrics["froc"].values()]
     assert rates == sorted(rates)
@@ -430,16 +433,19 @@ def test_the_same_bytes_when_run_again(project):
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("mode", ["dense", "windows"])
-def test_detection_on_ones_own_pictures(project, tmp_path, mode):
-    change_params(project, {"detect.mode": mode})
+@pytest.mark.parametrize(("detector", "said"), [
+    ("models/detector", ""), ("nowhere", "nowhere is not of models/finetune: each window is cut out and classified"),
+])  # fmt: skip
+def test_detection_on_ones_own_pictures(project, tmp_path, capsys, detector, said):
     pictures = tmp_path / "pictures"
     pictures.mkdir()
     sources = sorted((project / "data" / "raw" / "images").rglob("*.png"))[:2]
     for number, source in enumerate(sources):
         Image.open(source).save(pictures / f"{number}.jpg")
     (pictures / "notes.txt").write_text("no picture")
-    stages.detect.main(model=Path("models/finetune"), frames=pictures, out=tmp_path / "found", threshold=0.0)
+    given = {"model": Path("models/finetune"), "frames": pictures, "detector": Path(detector)}
+    stages.detect.main(**given, out=tmp_path / "found", threshold=0.0)
+    assert said in capsys.readouterr().out
     boxes = pd.read_csv(tmp_path / "found" / "detections.csv")
     assert set(boxes["frame"]) == {"0.jpg", "1.jpg"}
     assert boxes["score"].between(0, 1).all()
@@ -448,9 +454,56 @@ def test_detection_on_ones_own_pictures(project, tmp_path, mode):
         assert heat.shape == (80, 96)
         assert heat.max() > 0
         assert np.asarray(Image.open(tmp_path / "found" / "overlays" / f"{name}.png")).ndim == 3
-    stages.detect.main(model=Path("models/finetune"), frames=pictures, out=tmp_path / "none", threshold=1.0)
+    stages.detect.main(**given, out=tmp_path / "none", threshold=1.0)
     assert len(pd.read_csv(tmp_path / "none" / "detections.csv")) == 0
-    change_params(project, {"detect.mode": "dense"})
+    stages.detect.main(**given, out=tmp_path / "own")
+    source = "models/finetune/model.json" if said else "models/detector/detector.json"
+    own = read_json(Path(source))["threshold"]
+    assert f"threshold {own:.3f}: " in capsys.readouterr().out
+    kept = pd.read_csv(tmp_path / "own" / "detections.csv")
+    assert len(kept) == (boxes["score"] >= own).sum()
+
+
+@pytest.mark.slow
+def test_a_detector_finds_on_its_own_what_the_stage_found(project, tmp_path):
+    """Loaded again, on the test frames themselves."""
+    expected = pd.read_csv("data/detections.csv")
+    frame = expected["frame"].iloc[0]
+    (tmp_path / "pictures").mkdir()
+    Image.open(Path("data/raw") / frame).save(tmp_path / "pictures" / "frame.png")
+    stages.detect.main(
+        model=Path("models/finetune"), frames=tmp_path / "pictures", out=tmp_path / "found", threshold=0.0
+    )
+    found = pd.read_csv(tmp_path / "found" / "detections.csv")
+    columns = ["x", "y", "width", "height", "score"]
+    np.testing.assert_allclose(found[columns], expected.loc[expected["frame"] == frame, columns], atol=1e-6)
+
+
+@pytest.mark.slow
+def test_a_changed_head_is_refused(project, tmp_path):
+    folder = tmp_path / "detector"
+    shutil.copytree("models/detector", folder)
+    with (folder / "head.weights.h5").open("ab") as file:
+        file.write(b" ")
+    with pytest.raises(InputError, match=r"head\.weights\.h5: is missing or was changed since .*run dvc repro detect"):
+        stages.detect.main(
+            model=Path("models/finetune"), frames=Path("data/raw/images"), out=tmp_path / "out", detector=folder
+        )
+
+
+@pytest.mark.slow
+def test_windows_can_be_cut_out_instead(project, tmp_path):
+    """Its detector has no head."""
+    change_params(project, {"detect.mode": "windows"})
+    try:
+        outs = {name: tmp_path / name for name in ("detector", "detections", "metrics", "froc", "pictures")}
+        stages.detect.main(model=Path("models/finetune"), raw=Path("data/raw"), **SPLIT, **outs)
+        detector = read_json(tmp_path / "detector" / "detector.json")
+        assert (detector["settings"]["mode"], detector["weights_sha256"]) == ("windows", None)
+        assert [path.name for path in (tmp_path / "detector").iterdir()] == ["detector.json"]
+        assert read_json(tmp_path / "metrics")["mode"] == "windows"
+    finally:
+        change_params(project, {"detect.mode": "dense"})
 
 
 @pytest.mark.slow
@@ -459,20 +512,11 @@ def test_dense_maps_can_be_held_against_windows(project, capsys):
     benchmarks.detection.main(model=Path("models/finetune"))
     head, *lines = capsys.readouterr().out.splitlines()
     assert head.split()[:3] == ["threshold", "recall", "precision"]
-    windows, dense, unconfirmed = (line.split() for line in lines)
-    assert (windows[0], unconfirmed[0]) == ("windows", "unconfirmed")
+    windows, dense = (line.split() for line in lines)
     metrics = read_json(Path("metrics/detect.json"))
-    assert dense[0] == "dense"
+    assert (windows[0], dense[0]) == ("windows", "dense")
     assert float(dense[1]) == pytest.approx(metrics["threshold"], abs=1e-4)
     assert float(dense[2]) == pytest.approx(metrics["operating"]["recall"]["value"], abs=1e-3)
-
-
-@pytest.mark.slow
-def test_the_number_of_confirmed_windows_is_compared_on_validation_frames(project, capsys):
-    benchmarks.detection.main(model=Path("models/finetune"), confirm=[0, 4])
-    lines = capsys.readouterr().out.splitlines()
-    assert [line.split(":")[0] for line in lines] == ["confirm 0", "confirm 4"]
-    assert all(line.endswith(" of 4") and 0 <= float(line.split()[3]) <= 1 for line in lines)  # detect.max_frames
 
 
 @pytest.mark.slow
@@ -548,7 +592,7 @@ def test_detection_says_that_it_does_not_apply_to_classes_of_whole_images(three_
     boxes = pd.read_csv("data/detections.csv")
     assert list(boxes) == ["frame", "x", "y", "width", "height", "score", "lesion"]
     assert len(boxes) == len(pd.read_csv("plots/froc.csv")) == 0
-    assert list(Path("pictures/detections").iterdir()) == []
+    assert list(Path("pictures/detections").iterdir()) == list(Path("models/detector").iterdir()) == []
     with pytest.raises(InputError, match=r"datasets/three\.yaml gives whole images a class, so parts of a"):
         stages.detect.main(model=Path("models/finetune"), frames=Path("data/raw/left"), out=Path("found"))
 

@@ -1,4 +1,4 @@
-"""Look at a frame once: the backbone runs over the whole frame, the head over its feature map."""
+"""Look at a frame once: the backbone runs over the whole frame, and each window is the mean of its cells."""
 
 from dataclasses import dataclass
 from functools import cached_property
@@ -11,25 +11,30 @@ from PIL import Image
 from lesionlab.data.crops import Box
 from lesionlab.errors import InputError
 from lesionlab.models.backbones import find_backbone, preprocess
-from lesionlab.models.networks import HEAD_CONVOLUTION
 from lesionlab.models.saved import Classifier
 
 PHASES = tuple(product((0, 1), repeat=2))  # the rows and columns from which a layer of stride 2 can start
 
 
 @dataclass(frozen=True)
-class DenseClassifier:
-    """A classifier as a fully convolutional network: one score for each window of a grid, computed together.
+class DenseBackbone:
+    """The backbone of a classifier as a fully convolutional network: features of each window of a grid, together.
 
     stride: largest step between windows, in parts of a window. The grid's step in pixels of the reduced frame is the
     backbone's stride (32), halved as often as `stride` asks (`fragments`).
-    Scores differ a little from those of windows cut out one by one: a convolution at a window's edge sees the frame
-    there instead of zeros. Thresholds must be chosen on scores of the same kind.
+    Features differ from those of windows cut out one by one, the more so the fewer cells a window has: a convolution at
+    a window's edge sees the frame there instead of zeros. So a head must be trained on features of this kind.
     Source: Sermanet et al., OverFeat, ICLR 2014.
     """
 
     classifier: Classifier
     stride: float
+
+    def __post_init__(self):
+        if self.classifier.description.architecture.backbone is None:
+            raise InputError(
+                "detect: mode dense needs a model with a backbone; set detect.mode=windows for the small CNN"
+            )
 
     @cached_property
     def _cells(self) -> int:
@@ -50,31 +55,21 @@ class DenseClassifier:
 
     @cached_property
     def model(self) -> keras.Model:
-        """(1, height, width, 3) preprocessed to (fragments, rows, columns, classes) logits, weights shared by value."""
-        architecture, model = self.classifier.description.architecture, self.classifier.model
-        base = find_backbone(architecture.backbone).build(None)
+        """(1, height, width, 3) preprocessed to (fragments, rows, columns, channels), weights shared by value."""
+        base = find_backbone(self.classifier.description.architecture.backbone).build(None)
         for layer in base.layers:
             if layer.weights:
-                layer.set_weights(model.get_layer(layer.name).get_weights())
+                layer.set_weights(self.classifier.model.get_layer(layer.name).get_weights())
         base = fragments(base, self._halvings)
-        x = base.output
-        for layer in model.layers:
-            if layer.name.startswith(HEAD_CONVOLUTION):
-                x = layer(x)
-        first = "head_dense" if architecture.dense else "logits"
-        if architecture.pooling == "average":
-            x = keras.layers.AveragePooling2D(self._cells, strides=1)(x)
-        else:  # a dense layer on a flattened window is a convolution with a window's kernel
-            x = _as_convolution(model.get_layer(first), self._cells)(x)
-        for name in ("head_dense", "logits"):
-            if any(layer.name == name for layer in model.layers) and not (
-                architecture.pooling == "flatten" and name == first
-            ):
-                x = model.get_layer(name)(x)
-        return keras.Model(base.input, x, name="dense")
+        return keras.Model(base.input, keras.layers.AveragePooling2D(self._cells, strides=1)(base.output), name="dense")
 
-    def score(self, image: Image.Image, content: Box, fraction: float) -> tuple[np.ndarray, np.ndarray]:
-        """Windows of one size: boxes (n, 4) x, y, width, height in pixels of the frame, and logits (n, classes).
+    @property
+    def channels(self) -> int:
+        """Features of a window."""
+        return self.model.output_shape[-1]
+
+    def features(self, image: Image.Image, content: Box, fraction: float) -> tuple[np.ndarray, np.ndarray]:
+        """Windows of one size: boxes (n, 4) x, y, width, height in pixels of the frame, and features (n, channels).
 
         fraction: a window's side in parts of the content's shorter side.
         """
@@ -87,15 +82,15 @@ class DenseClassifier:
         rows = max(least, round(height * scale / step)) * step
         reduced = image.resize((columns, rows), Image.Resampling.BILINEAR, box=(x, y, x + width, y + height))
         inputs = preprocess(np.asarray(reduced)[None], self.classifier.description.architecture.preprocessing)
-        logits = np.asarray(self.model.predict_on_batch(inputs))
-        down, across = np.mgrid[: logits.shape[1], : logits.shape[2]] * step
+        means = np.asarray(self.model.predict_on_batch(inputs))
+        down, across = np.mgrid[: means.shape[1], : means.shape[2]] * step
         top, left = np.array(fragment_offsets(self._strided, self._halvings)).T[:, :, None, None]
         corners = np.stack([(across + left).ravel(), (down + top).ravel()], axis=1)
         inside = (corners + size <= (columns, rows)).all(axis=1)
         to_frame = np.array([width / columns, height / rows])
         corners = (corners[inside] * to_frame + (x, y)).round().astype(int)
         sides = np.broadcast_to((size * to_frame).round().astype(int), corners.shape)
-        return np.concatenate([corners, sides], axis=1), logits.reshape(-1, logits.shape[-1])[inside]
+        return np.concatenate([corners, sides], axis=1), means.reshape(-1, means.shape[-1])[inside]
 
 
 def halving_inputs(model: keras.Model) -> list[keras.KerasTensor]:
@@ -142,19 +137,3 @@ def _phases(x: keras.KerasTensor) -> keras.KerasTensor:
     padded = keras.ops.pad(x, [[0, 0], [0, 1], [0, 1], [0, 0]])
     parts = {0: slice(0, -1), 1: slice(1, None)}
     return keras.ops.concatenate([padded[:, parts[down], parts[right]] for down, right in PHASES], axis=0)
-
-
-def _as_convolution(dense: keras.layers.Dense, cells: int) -> keras.layers.Layer:
-    kernel, bias = dense.get_weights()
-    channels = len(kernel) // cells**2
-    layer = keras.layers.Conv2D(len(bias), cells, activation=dense.activation, name=f"{dense.name}_convolution")
-    layer.build((None, None, None, channels))
-    layer.set_weights([kernel.reshape(cells, cells, channels, -1), bias])
-    return layer
-
-
-def dense_classifier(classifier: Classifier, stride: float) -> DenseClassifier:
-    """Raises InputError for a model without a backbone: the small CNN flattens its whole crop."""
-    if classifier.description.architecture.backbone is None:
-        raise InputError("detect: mode dense needs a model with a backbone; set detect.mode=windows for the small CNN")
-    return DenseClassifier(classifier, stride)

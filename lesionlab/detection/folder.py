@@ -10,11 +10,11 @@ from lesionlab.data.cards import Card, card_path, read_card
 from lesionlab.data.readers import IMAGE_SUFFIXES, read_rgb, shorter_side
 from lesionlab.data.unpack import is_residue
 from lesionlab.detection.boxes import boxes_table
+from lesionlab.detection.detector import Detector, load_detector, read_description, windows_detector
 from lesionlab.detection.pictures import draw_class_map, draw_overlay
-from lesionlab.detection.run import Detector
 from lesionlab.detection.tiles import classify_tiles, map_names, save_maps, tiles_table
 from lesionlab.errors import InputError
-from lesionlab.files import file_digest, read_json, whole_folder, write_table
+from lesionlab.files import file_digest, whole_folder, write_table
 from lesionlab.models.saved import MODEL_FILE, Classifier, load_classifier
 from lesionlab.params import Params
 from lesionlab.progress import progress
@@ -33,15 +33,15 @@ def detect_folder(
     params: Params,
     *,
     kind: Literal["auto", "lesions", "tiles"] = "auto",
-    metrics: Path,
+    detector: Path,
     threshold: float | None = None,
     tile: int | None = None,
     stride: float | None = None,
 ) -> None:
     """Write into `out` what a model sees in every picture of a folder, whole or not at all.
 
-    kind: lesions (`find_lesions`), tiles (`map_tiles`), or auto: as the card of the model's data set says. metrics,
-    threshold: of lesions. tile, stride: of tiles.
+    kind: lesions (`find_lesions`), tiles (`map_tiles`), or auto: as the card of the model's data set says. detector
+    (its folder), threshold: of lesions. tile, stride: of tiles.
     Raises InputError when the folder holds no picture or one cannot be read, when `out` holds what is not of an earlier
     run, when parts of a picture have no class, and for options of the other kind.
     """
@@ -58,7 +58,7 @@ def detect_folder(
                 "detect: --tile and --stride belong to tile maps; params.yaml sets the windows that look for lesions "
                 "(detect.window_sizes, detect.stride)"
             )
-        find_lesions(classifier, pictures, out, params, _threshold(metrics, model, classifier, threshold))
+        find_lesions(*_detector(detector, model, classifier, params, threshold), pictures, out)
     else:
         if threshold is not None:
             raise InputError("detect: --threshold belongs to lesions; a tile is of its most probable class")
@@ -113,13 +113,12 @@ def _kind_of(card: Card | None, model: Path, dataset: str) -> Literal["lesions",
     return "lesions" if card.detection == "windows" else "tiles"
 
 
-def find_lesions(classifier: Classifier, pictures: list[Path], out: Path, params: Params, threshold: float) -> None:
-    """Boxes, heat maps and overlays: the score is the probability of any class but the first (background).
+def find_lesions(detector: Detector, threshold: float, pictures: list[Path], out: Path) -> None:
+    """Boxes, heat maps and overlays.
 
     out: folder for detections.csv, heatmaps/ (greyscale PNG, 255 is probability 1) and overlays/.
     threshold: lowest score of a box.
     """
-    detector = Detector(classifier, params.detect, params.training.batch_size)
     tables = []
     with whole_folder(out) as folder:
         (folder / "heatmaps").mkdir()
@@ -186,21 +185,25 @@ def default_tile(classifier: Classifier, card: Card | None) -> int:
     return tile
 
 
-def _threshold(metrics: Path, model: Path, classifier: Classifier, given: float | None) -> float:
-    """Lowest score of a box: the one given, the one that the detect stage recorded for this very model, or for crops.
+def _detector(
+    folder: Path, model: Path, classifier: Classifier, params: Params, threshold: float | None
+) -> tuple[Detector, float]:
+    """The detector that the detect stage made for this very model, and the lowest score of a box.
 
-    Of the latter two it is printed which.
+    Where there is none, windows are cut out and classified, and the threshold is the model's for crops. Which of the
+    two it is, is printed.
     """
-    if given is not None:
-        return given
-    if metrics.exists():
-        recorded = read_json(metrics)
-        if recorded.get("model_sha256") == file_digest(model / MODEL_FILE):
-            print(f"threshold {recorded['threshold']:.3f}: chosen on validation frames ({metrics})")
-            return recorded["threshold"]
-    threshold = _crop_threshold(classifier)
-    print(f"threshold {threshold:.3f}: the model's for crops, as {metrics} holds none for it (or give --threshold)")
-    return threshold
+    description = read_description(folder)
+    if description is not None and description.model_sha256 == file_digest(model / MODEL_FILE):
+        detector = load_detector(folder, description, classifier, params.training.batch_size)
+        origin, own = f"chosen on validation frames ({folder})", description.threshold
+    else:
+        print(f"{folder} is not of {model}: each window is cut out and classified, which takes longer")
+        detector = windows_detector(classifier, params.detect, params.training.batch_size)
+        origin, own = "the model's for crops (or give --threshold)", _crop_threshold(classifier)
+    if threshold is None:
+        print(f"threshold {own:.3f}: {origin}")
+    return detector, own if threshold is None else threshold
 
 
 def _crop_threshold(classifier: Classifier) -> float:

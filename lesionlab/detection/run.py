@@ -3,22 +3,21 @@
 import time
 from collections.abc import Iterable
 from dataclasses import dataclass
-from functools import partial
 from pathlib import Path
 
 import numpy as np
 import pandas as pd
-from PIL import Image
 
 from lesionlab import tracking
 from lesionlab.data.cards import Card
-from lesionlab.data.crops import content_box, cut, lesion_boxes
+from lesionlab.data.crops import lesion_boxes
 from lesionlab.data.readers import Frame, frames_by_subset, read_mask, read_rgb
 from lesionlab.detection import froc
-from lesionlab.detection.boxes import boxes_table, found_lesion, nearest_lesion, suppress
-from lesionlab.detection.dense import dense_classifier
+from lesionlab.detection.boxes import boxes_table, found_lesion, nearest_lesion
+from lesionlab.detection.dense import DenseBackbone
+from lesionlab.detection.detector import Description, Detector, dense_detector, save_detector, windows_detector
+from lesionlab.detection.head import train_head
 from lesionlab.detection.pictures import draw_froc, draw_overlay
-from lesionlab.detection.windows import heat_map, score_windows
 from lesionlab.files import (
     file_digest,
     read_index,
@@ -28,24 +27,24 @@ from lesionlab.files import (
     write_json,
     write_table,
 )
-from lesionlab.models.networks import softmax
 from lesionlab.models.saved import MODEL_FILE, Classifier, load_classifier
-from lesionlab.params import DetectParams, Params
+from lesionlab.params import Params
 from lesionlab.progress import progress
+from lesionlab.training.fit import Fit
 
-LOWEST_SCORE = 0.02  # boxes below it are not kept: they lie far beyond any false-positive rate of interest
 EMPTY_CURVE = pd.DataFrame(columns=["score", "false_positives_per_frame", "sensitivity", "low", "high"])
 
 
 @dataclass(frozen=True)
 class Paths:
-    """What the detect stage reads (model, raw, crops, split, proof) and writes (boxes, metrics, FROC, pictures)."""
+    """What the detect stage reads (model, raw, crops, split, proof) and writes (the others)."""
 
     model: Path
     raw: Path
     crops: Path
     split: Path
     proof: Path
+    detector: Path
     detections: Path
     metrics: Path
     froc: Path
@@ -66,58 +65,8 @@ class Findings:
     lesions: pd.DataFrame
 
 
-class Detector:
-    """A classifier that looks for lesions in whole frames, densely or window by window."""
-
-    def __init__(self, classifier: Classifier, params: DetectParams, batch_size: int):
-        self.classifier, self.params, self.batch_size = classifier, params, batch_size
-        if params.mode == "dense":
-            self._score = dense_classifier(classifier, params.stride).score
-        else:
-            self._score = partial(score_windows, stride=params.stride, classifier=classifier, batch_size=batch_size)
-
-    def windows(self, pixels: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-        """All windows of a frame and their lesion probability: boxes (n, 4) x, y, width, height; scores (n,).
-
-        pixels: (height, width, 3) uint8 RGB. The probability is that of any class but the first (background).
-        """
-        image, content = Image.fromarray(pixels), content_box(pixels)
-        parts = [self._score(image, content, size) for size in self.params.window_sizes]
-        logits = np.concatenate([part for _, part in parts])
-        probabilities = softmax(logits, self.classifier.description.temperature)
-        return np.concatenate([boxes for boxes, _ in parts]), 1 - probabilities[:, 0]
-
-    def boxes(self, pixels: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-        """Boxes (n, 4) after suppression, scores (n,) in [0, 1], best first, and the heat map (height, width)."""
-        windows, probabilities = self.windows(pixels)
-        heat = heat_map(windows, probabilities, pixels.shape[:2])
-        if self.params.mode == "dense" and self.params.confirm:
-            windows, probabilities = self._confirm(pixels, windows, probabilities)
-        kept = suppress(windows, probabilities, self.params.overlap)
-        kept = kept[probabilities[kept] >= LOWEST_SCORE]
-        return windows[kept], probabilities[kept], heat
-
-    def _confirm(
-        self, pixels: np.ndarray, windows: np.ndarray, probabilities: np.ndarray
-    ) -> tuple[np.ndarray, np.ndarray]:
-        """The best windows of a dense map, each cut out and classified: boxes (m, 4) and scores (m,); others go.
-
-        A dense map sees beyond a window's edges, where the training crops ended, so its scores are not those that the
-        classifier gives to a window. Neighbours are not suppressed before: which of them fits best is not yet known.
-        """
-        chosen = np.argsort(-probabilities, kind="stable")[: self.params.confirm]
-        size, image = self.classifier.description.architecture.image_size, Image.fromarray(pixels)
-        crops = np.stack([cut(image, tuple(box), size) for box in windows[chosen]])
-        parts = [
-            self.classifier.logits(crops[start : start + self.batch_size], self.batch_size)
-            for start in range(0, len(crops), self.batch_size)
-        ]
-        again = softmax(np.concatenate(parts), self.classifier.description.temperature)
-        return windows[chosen], 1 - again[:, 0]
-
-
 def run_detection(paths: Paths, card: Card, params: Params) -> None:
-    """Detect on validation frames to choose the threshold, then on test frames; write everything.
+    """Train a detector, choose its threshold on validation frames, detect on test frames; write everything.
 
     Where the card's classes are those of whole images there is nothing to slide a window over: the outputs are empty,
     and the metrics say so.
@@ -129,8 +78,8 @@ def run_detection(paths: Paths, card: Card, params: Params) -> None:
     classifier = load_classifier(paths.model)
     frames = frames_of_subsets(paths, card, params)
     settings = params.detect
-    detector = Detector(classifier, settings, params.training.batch_size)
-    found = {name: detect_frames(members, detector, params, f"detect, {name}") for name, members in frames.items()}
+    detector, fitted = train_detector(classifier, frames, params)
+    found = {name: detect_frames(frames[name], detector, params, f"detect, {name}") for name in ("val", "test")}
     boxes, listed = found["test"].boxes, found["test"].frames
     proof = read_json(paths.proof)
     metrics = {
@@ -139,7 +88,7 @@ def run_detection(paths: Paths, card: Card, params: Params) -> None:
         "group_disjoint": proof["group_disjoint"],
         "labels": proof["labels"],
         "seed": params.seed,
-        "model_sha256": file_digest(paths.model / MODEL_FILE),
+        "mode": settings.mode,
         "frames": len(listed),
     }
     rate, bootstrap = settings.false_positives, {"resamples": params.evaluate.resamples, "seed": params.seed}
@@ -153,13 +102,23 @@ def run_detection(paths: Paths, card: Card, params: Params) -> None:
         for number, (kind, name) in enumerate(chosen):
             file = pictures / f"{kind}_{number:02d}.png"
             _draw(file, by_name[name], boxes, threshold, detector, params, kind)
+    description = Description(
+        model_sha256=file_digest(paths.model / MODEL_FILE),
+        dataset=params.dataset,
+        protocol=proof["protocol"],
+        seed=params.seed,
+        threshold=threshold,
+        settings=settings,
+        weights_sha256=None,
+    )
+    save_detector(paths.detector, detector, description)
     write_table(paths.detections, boxes)
     write_table(paths.froc, curve)
     write_json(paths.metrics, metrics)
     tracking.log_stage(
         "detect",
         params={"seed": params.seed, "dataset": params.dataset, "detect": settings.model_dump()},
-        history=None,
+        history=None if fitted is None else fitted.history,
         metrics={
             name: metrics.get(name, {}) for name in ("operating", "froc", "average_precision", "sensitivity_by_size")
         },
@@ -177,12 +136,28 @@ def _write_not_applicable(paths: Paths, card: Card, seed: int) -> None:
         )
     print(f"detect: not applicable, {reason}")
     proof = read_json(paths.proof)
-    with whole_folder(paths.pictures):
-        pass
+    for empty in (paths.pictures, paths.detector):
+        with whole_folder(empty):
+            pass
     write_table(paths.detections, boxes_table("", np.zeros((0, 4), int), np.zeros(0)).assign(lesion=[]))
     write_table(paths.froc, EMPTY_CURVE)
     recorded = {"protocol": proof["protocol"], "group_disjoint": proof["group_disjoint"], "seed": seed}
     write_json(paths.metrics, {"applicable": False, "reason": reason, **recorded})
+
+
+def train_detector(
+    classifier: Classifier, frames: dict[str, list[Frame]], params: Params
+) -> tuple[Detector, Fit | None]:
+    """The detector of `detect.mode`; a dense one has a head that learns on training frames.
+
+    Raises InputError for a dense detector of a classifier without a backbone.
+    """
+    settings = params.detect
+    if settings.mode == "windows":
+        return windows_detector(classifier, settings, params.training.batch_size), None
+    backbone = DenseBackbone(classifier, settings.stride)
+    head, fitted = train_head(backbone, frames["train"], frames["val"], params)
+    return dense_detector(backbone, head, settings), fitted
 
 
 def describe_findings(found: dict[str, Findings], threshold: float, *, resamples: int, seed: int) -> dict:
@@ -209,13 +184,14 @@ def describe_findings(found: dict[str, Findings], threshold: float, *, resamples
 
 
 def frames_of_subsets(paths: Paths, card: Card, params: Params) -> dict[str, list[Frame]]:
-    """Validation and test frames, at most `detect.max_frames` of each, evenly taken."""
+    """Frames of each subset, evenly taken: at most `detect.training_frames`, of the others `detect.max_frames`."""
     index = read_split(paths.split, read_index(paths.crops))
     frames = frames_by_subset(card, paths.raw, index)
+    limits = {"train": params.detect.training_frames, "val": params.detect.max_frames, "test": params.detect.max_frames}
     chosen = {}
-    for name in ("val", "test"):
+    for name, most in limits.items():
         members = frames.get(name, [])
-        limit = min(params.detect.max_frames or len(members), len(members))
+        limit = min(most or len(members), len(members))
         chosen[name] = [members[k] for k in np.linspace(0, len(members) - 1, limit).round().astype(int)]
     return chosen
 

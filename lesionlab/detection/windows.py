@@ -4,6 +4,7 @@ import numpy as np
 from PIL import Image
 
 from lesionlab.data.crops import Box
+from lesionlab.models.networks import softmax
 from lesionlab.models.saved import Classifier
 
 
@@ -44,14 +45,17 @@ def cut_windows(image: Image.Image, content: Box, fraction: float, stride: float
 def score_windows(
     image: Image.Image, content: Box, fraction: float, stride: float, classifier: Classifier, batch_size: int
 ) -> tuple[np.ndarray, np.ndarray]:
-    """Windows of one size, each cut out and classified: boxes (n, 4) x, y, width, height; logits (n, classes)."""
+    """Windows of one size, each cut out and classified: boxes (n, 4) x, y, width, height; scores (n,).
+
+    A score is the probability of any class but the first (background).
+    """
     size = classifier.description.architecture.image_size
     boxes, windows = cut_windows(image, content, fraction, stride, size)
     logits = [
         classifier.logits(windows[start : start + batch_size], batch_size)
         for start in range(0, len(windows), batch_size)
     ]
-    return boxes, np.concatenate(logits)
+    return boxes, 1 - softmax(np.concatenate(logits), classifier.description.temperature)[:, 0]
 
 
 def heat_map(boxes: np.ndarray, scores: np.ndarray, shape: tuple[int, int]) -> np.ndarray:

@@ -26,7 +26,7 @@ from lesionlab.evaluation.uncertainty import (
     selective_metrics,
 )
 from lesionlab.files import file_digest, read_json, whole_folder, write_json, write_table
-from lesionlab.params import EvaluateParams, TrainingParams
+from lesionlab.params import EvaluateParams
 
 ENSEMBLE = "ensemble"
 CHANCE = "chance"  # a row of what one gets without looking
@@ -53,16 +53,19 @@ class Paths:
     pictures: Path
 
 
-def run_evaluation(paths: Paths, params: EvaluateParams, training: TrainingParams, seed: int) -> dict:
+def run_evaluation(
+    paths: Paths, params: EvaluateParams, *, batch_size: int, sensitivity: float | None, seed: int
+) -> dict:
     """Evaluate every model on the same test crops, write everything, and return what metrics/evaluate.json holds.
 
-    The test subset chooses nothing: thresholds and temperatures come from validation.
+    The test subset chooses nothing: thresholds and temperatures come from validation. sensitivity: what thresholds
+    that are chosen here must reach there; None for the largest Youden index.
     """
     started = time.perf_counter()
     crops = candidates.read_crops(paths.crops, paths.split)
     columns = subgroup_columns(crops.index, params.subgroups)
     levels = {column: subgroup_levels(crops.index, column) for column in columns}
-    found, pairs, classes = _candidates(paths, crops, params, training, seed)
+    found, pairs, classes = _candidates(paths, crops, params, batch_size, sensitivity, seed)
     figures = {name: candidate.figures(params.resamples, seed) for name, candidate in found.items()}
     networks = {name: candidate for name, candidate in found.items() if candidate.uncalibrated is not None}
     best = candidates.best_on_validation({name: found[name] for name in networks if name != ENSEMBLE})
@@ -104,7 +107,7 @@ def run_evaluation(paths: Paths, params: EvaluateParams, training: TrainingParam
 
 
 def _candidates(
-    paths: Paths, crops: Crops, params: EvaluateParams, training: TrainingParams, seed: int
+    paths: Paths, crops: Crops, params: EvaluateParams, batch_size: int, sensitivity: float | None, seed: int
 ) -> tuple[dict[str, Candidate], list[tuple[str, str]], list[str]]:
     """All rows of the table, the pairs of them that are compared, and the classes."""
     given = [folder.name for folder in paths.models]
@@ -114,7 +117,7 @@ def _candidates(
             f"--model: {', '.join(given)}: folders must have names of their own, other than {', '.join(reserved)}"
         )
     models, classes = candidates.load_models(list(dict.fromkeys([*paths.models, *paths.members])), crops)
-    evaluate = partial(candidates.network, crops=crops, params=params, batch_size=training.batch_size, seed=seed)
+    evaluate = partial(candidates.network, crops=crops, params=params, batch_size=batch_size, seed=seed)
     found, averaged = {}, {}
     for folder in paths.models:
         own, *views = evaluate(folder.name, models[folder]).items()
@@ -127,10 +130,10 @@ def _candidates(
         plain = params.model_copy(update={"mc_dropout": 0, "tta": 0})
         members = {str(path): evaluate(path.name, models[path], params=plain)[path.name] for path in paths.members}
     if len(members) > 1:
-        found[ENSEMBLE] = candidates.ensemble(list(members.values()), training.sensitivity)
+        found[ENSEMBLE] = candidates.ensemble(list(members.values()), sensitivity)
         pairs += [(ENSEMBLE, name) for name in members if name in found]
     pairs += [(name, name.removesuffix("_tta")) for name in averaged]
-    return found | averaged | candidates.controls(crops, classes, training.sensitivity), pairs, classes
+    return found | averaged | candidates.controls(crops, classes, sensitivity), pairs, classes
 
 
 def describe(

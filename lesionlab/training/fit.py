@@ -3,6 +3,7 @@
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Protocol
 
 import keras
 import numpy as np
@@ -29,6 +30,18 @@ class Task:
     classes: int
 
 
+class Source(Protocol):
+    """What is fed to a network, a batch at a time: crops (`prefix.Inputs`), or anything else that has rows."""
+
+    batch_size: int
+
+    def prepare(self, rows: np.ndarray, versions: list[int], desc: str) -> None:
+        """Compute what will be read."""
+
+    def read(self, rows: np.ndarray, versions: np.ndarray) -> np.ndarray:
+        """(len(rows), ...) float32."""
+
+
 @dataclass(frozen=True)
 class Fit:
     """What training gave. history: a row an epoch. val_probabilities: (len(val), classes) at `kept_epoch`."""
@@ -40,7 +53,7 @@ class Fit:
 
 def fit(
     suffix: keras.Model,
-    inputs: Inputs,
+    inputs: Source,
     task: Task,
     settings: FitParams,
     training: TrainingParams,
@@ -53,8 +66,8 @@ def fit(
     """Train `suffix` in place and leave it at its epoch of lowest validation loss, or at its last (`settings.keep`).
 
     copies: how many augmented versions of a crop exist; 0 for a new version at every epoch. Ignored where
-    `settings.augment` is false. states: folder for the state of the run; an interrupted run that is started again with
-    the same arguments goes on from there and ends with the same bits.
+    `settings.augment` is false. states: folder for the state of a run on `Inputs`; an interrupted run that is started
+    again with the same arguments goes on from there and ends with the same bits.
     Raises InputError when the loss is not a number.
     """
     steps = -(-len(task.train) // training.batch_size)
@@ -103,7 +116,7 @@ def fit(
     return Fit(pd.DataFrame(standing.history), standing.kept_epoch, standing.kept_probabilities)
 
 
-def predict_rows(suffix: keras.Model, inputs: Inputs, rows: np.ndarray) -> np.ndarray:
+def predict_rows(suffix: keras.Model, inputs: Source, rows: np.ndarray) -> np.ndarray:
     """Class probabilities of plain crops through the trainable part: (len(rows), classes)."""
     logits = []
     for start in range(0, len(rows), inputs.batch_size):
