@@ -89,7 +89,7 @@ def save_detector(folder: Path, detector: Detector, description: Description) ->
         digest = None
         if detector.head is not None:
             # Without the optimizer's state, which a compiled model would save too.
-            keras.Model(detector.head.input, detector.head.output).save_weights(temporary / HEAD_FILE)
+            keras.Model(detector.head.input, detector.head.output, name="head").save_weights(temporary / HEAD_FILE)
             digest = file_digest(temporary / HEAD_FILE)
         content = description.model_copy(update={"weights_sha256": digest}).model_dump()
         write_json(temporary / DETECTOR_FILE, content, digits=17)  # a rounded threshold may cross a score
