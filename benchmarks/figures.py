@@ -69,7 +69,8 @@ def main(
         if name not in there:
             raise InputError(f"{name}: not run in this clone; --only {name} with --data and --weights runs it")
     if dense:
-        write_json(DENSE, read_or_empty(DENSE) | {dense: dense_against_windows(dense, frames)}, digits=4)
+        compared = dense_against_windows(dense, frames)
+        write_json(DENSE, read_or_empty(DENSE) | {dense: compared}, digits=4)  # read now: another may have written
     if cold:
         note_seconds(cold_key(cold), cold_seconds(cold))
     if not there:
