@@ -55,8 +55,8 @@ def detect_folder(
     if kind == "lesions":
         if tile is not None or stride is not None:
             raise InputError(
-                "detect: --tile and --stride belong to tile maps; params.yaml sets the windows that look for lesions "
-                "(detect.window_sizes, detect.stride)"
+                "detect: --tile and --stride belong to tile maps; the windows that look for lesions are those of "
+                "params.yaml (detect.window_sizes, detect.stride) when dvc repro last made the detector"
             )
         find_lesions(*_detector(detector, model, classifier, params, threshold), pictures, out)
     else:
