@@ -119,12 +119,13 @@ def test_on_a_frame_of_one_window_the_features_are_those_of_the_crop(backbone, c
     classifier = classifier_of(backbone, image_size=64, **changes)
     frame = tiny_crops(1, size=64)[0]
     model, architecture = classifier.model, classifier.description.architecture
-    end = model.get_layer(find_backbone(backbone).block_ends[-1]).output
-    alone = keras.Model(model.input, end)(preprocess(frame, architecture.preprocessing))
+    ends = [model.get_layer(find_backbone(backbone).block_ends[-1]).output, halving_inputs(model)[-1]]
+    maps = keras.Model(model.input, ends)(preprocess(frame, architecture.preprocessing))
+    alone = np.concatenate([np.mean(part, axis=(1, 2)) for part in maps], axis=1)
     for stride in (1.0, 0.25):
         boxes, features = DenseBackbone(classifier, stride).features(Image.fromarray(frame[0]), (0, 0, 64, 64), 1.0)
         assert boxes.tolist() == [[0, 0, 64, 64]]
-        np.testing.assert_allclose(features, np.mean(alone, axis=(1, 2)), rtol=1e-4, atol=1e-4)
+        np.testing.assert_allclose(features, alone, rtol=1e-4, atol=1e-4)
 
 
 @pytest.mark.parametrize(("stride", "step"), [(1.0, 32), (0.5, 16), (0.25, 8), (0.2, 4), (0.01, 1)])
@@ -133,7 +134,7 @@ def test_windows_lie_on_a_grid_as_fine_as_asked_for(stride, step):
     content = (7, 11, 150, 120)
     backbone = DenseBackbone(classifier_of("mobilenet_0.25"), stride)
     boxes, features = backbone.features(Image.fromarray(noise(140, 160)), content, SIZE / 120)
-    assert features.shape == (len(boxes), backbone.channels)
+    assert features.shape == (len(boxes), sum(backbone.levels))
     reduced = (160, 128)  # the nearest whole strides of 32 pixels
     assert len(boxes) == np.prod([(length - SIZE) // step + 1 for length in reduced])
     for axis in (0, 1):

@@ -11,7 +11,7 @@ from tiny import small_params
 from lesionlab.data.crops import Box
 from lesionlab.data.readers import Frame
 from lesionlab.detection.dense import DenseBackbone
-from lesionlab.detection.head import draw_windows, train_head
+from lesionlab.detection.head import build_head, draw_windows, fold_scale, level_scale, train_head
 from lesionlab.detection.windows import window_grid
 from lesionlab.errors import InputError
 from lesionlab.params import Params
@@ -48,31 +48,53 @@ def frames(tmp_path_factory) -> list[Frame]:
 
 def test_a_window_is_a_lesions_where_its_centre_lies_in_one(frames, backbone):
     """Every window drawn, each held against the mask."""
-    drawn = draw_windows(frames[:1], backbone, params(window_sizes=[0.5, 0.8], windows_per_frame=1000), "windows")
+    settings = params(window_sizes=[0.5, 0.8], windows_per_frame=1000)
+    drawn, labels, _ = draw_windows(frames[:1], backbone, settings)
     image = Image.open(frames[0].image)
     boxes, features = zip(*(backbone.features(image, (0, 0, SIDE, SIDE), size) for size in (0.5, 0.8)), strict=True)
     centres = np.concatenate(boxes)[:, :2] + np.concatenate(boxes)[:, 2:] / 2
     mask = np.asarray(Image.open(frames[0].mask)) > 0
     expected = [mask[int(y), int(x)] for x, y in centres]
-    assert drawn.labels.tolist() == expected
-    assert 0 < drawn.labels.mean() < 1
-    np.testing.assert_allclose(drawn.features, np.concatenate(features), rtol=1e-3, atol=1e-3)
+    assert labels.tolist() == expected
+    assert 0 < labels.mean() < 1
+    np.testing.assert_allclose(drawn, np.concatenate(features), rtol=1e-3, atol=1e-3)
 
 
 def test_so_many_windows_are_drawn_of_each_frame_and_the_same_ones_again(frames, backbone):
     several, again, alone = (
-        draw_windows(chosen, backbone, params(windows_per_frame=7), "windows")
-        for chosen in (frames[:2], frames[:2], frames[1:2])
+        draw_windows(chosen, backbone, params(windows_per_frame=7)) for chosen in (frames[:2], frames[:2], frames[1:2])
     )
-    assert len(several.labels) == 14
-    np.testing.assert_array_equal(several.features, again.features)
-    np.testing.assert_array_equal(several.features[7:], alone.features)  # whatever the other frames are
+    features, labels, numbers = several
+    assert len(labels) == 14
+    assert numbers.tolist() == [0] * 7 + [1] * 7
+    np.testing.assert_array_equal(features, again[0])
+    np.testing.assert_array_equal(features[7:], alone[0])  # whatever the other frames are
+
+
+def test_features_of_a_resolution_share_their_scale():
+    """Against the definition, in float64; a feature that never changes is no noise afterwards."""
+    features = np.random.default_rng(1).normal(3, [0.5, 2, 30, 0, 40], (5000, 5)).astype("float16")
+    mean, scale = level_scale(features, (2, 3))
+    exact = features.astype("float64")
+    np.testing.assert_allclose(mean, exact.mean(axis=0), rtol=1e-5)
+    first, second = (np.sqrt(exact[:, part].var(axis=0).mean()) for part in (slice(2), slice(2, 5)))
+    np.testing.assert_allclose(scale, [first] * 2 + [second] * 3, rtol=1e-5)
+    np.testing.assert_array_equal(level_scale(np.ones((4, 2), "float16"), (1, 1))[1], 1)
+
+
+def test_a_folded_head_says_of_features_what_it_said_of_scaled_ones():
+    rng = np.random.default_rng(2)
+    features, mean, scale = rng.normal(5, 3, (9, 4)), rng.normal(5, 1, 4), rng.uniform(0.1, 9, 4)
+    head = build_head(4, seed=1)
+    expected = head.predict_on_batch((features - mean) / scale)
+    fold_scale(head, mean, scale)
+    np.testing.assert_allclose(head.predict_on_batch(features), expected, rtol=1e-4, atol=1e-4)
 
 
 class Brightness:
     """In place of a backbone: a window's features are the mean colours of its middle."""
 
-    channels = 3
+    levels = (3,)
 
     def features(self, image: Image.Image, content: Box, fraction: float) -> tuple[np.ndarray, np.ndarray]:
         side, corners = window_grid(content, fraction, 0.25)

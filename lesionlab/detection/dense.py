@@ -1,4 +1,4 @@
-"""Look at a frame once: the backbone runs over the whole frame, and each window is the mean of its cells."""
+"""Look at a frame once: the backbone runs over the whole frame, and each window is the means of its cells."""
 
 from dataclasses import dataclass
 from functools import cached_property
@@ -22,9 +22,11 @@ class DenseBackbone:
 
     stride: largest step between windows, in parts of a window. The grid's step in pixels of the reduced frame is the
     backbone's stride (32), halved as often as `stride` asks (`fragments`).
-    Features differ from those of windows cut out one by one, the more so the fewer cells a window has: a convolution at
-    a window's edge sees the frame there instead of zeros. So a head must be trained on features of this kind.
-    Source: Sermanet et al., OverFeat, ICLR 2014.
+    A window's features are the mean of the backbone's last map over it, then the mean of what the last layer of stride
+    2 reads. They differ from those of windows cut out one by one, those of the last map the more the fewer cells a
+    window has: a convolution at a window's edge sees the frame there instead of zeros. So a head must be trained on
+    features of this kind.
+    Source: Sermanet et al., OverFeat, ICLR 2014; two resolutions as in Liu et al., SSD, ECCV 2016.
     """
 
     classifier: Classifier
@@ -60,13 +62,19 @@ class DenseBackbone:
         for layer in base.layers:
             if layer.weights:
                 layer.set_weights(self.classifier.model.get_layer(layer.name).get_weights())
-        base = fragments(base, self._halvings)
-        return keras.Model(base.input, keras.layers.AveragePooling2D(self._cells, strides=1)(base.output), name="dense")
+        before = halving_inputs(base)[-1]
+        means = [
+            keras.layers.AveragePooling2D(self._cells, strides=1)(base.output),
+            keras.layers.AveragePooling2D(2 * self._cells, strides=2)(before),  # twice as many cells, every second one
+        ]
+        return fragments(keras.Model(base.input, keras.layers.Concatenate()(means), name="dense"), self._halvings)
 
     @property
-    def channels(self) -> int:
-        """Features of a window."""
-        return self.model.output_shape[-1]
+    def levels(self) -> tuple[int, int]:
+        """How many of a window's features are of the last map, and of what the last layer of stride 2 reads."""
+        network = self.classifier.model
+        last = network.get_layer(find_backbone(self.classifier.description.architecture.backbone).block_ends[-1])
+        return last.output.shape[-1], halving_inputs(network)[-1].shape[-1]
 
     def features(self, image: Image.Image, content: Box, fraction: float) -> tuple[np.ndarray, np.ndarray]:
         """Windows of one size: boxes (n, 4) x, y, width, height in pixels of the frame, and features (n, channels).
