@@ -1,8 +1,8 @@
 """predict: what a model says of the validation and test crops, for the summary of a study.
 
 reads   data/crops, data/split.csv, a model
-writes  a CSV                id, subset, group, label, probability_<class>
-params  training.batch_size, training.threads
+writes  a CSV                id, subset, group, label, probability_<class>: the mean over evaluate.tta views
+params  training.batch_size, training.threads, evaluate.tta
 """
 
 from pathlib import Path
@@ -24,6 +24,7 @@ def main(
 
     params = read_params()
     start_keras(params.training.threads)  # before anything that imports Keras
+    from lesionlab.evaluation.predictions import average_views, predict_crops
     from lesionlab.files import read_images, read_index, read_split
     from lesionlab.models.saved import load_classifier
     from lesionlab.studies.predictions import SUBSETS, write_predictions
@@ -31,7 +32,8 @@ def main(
     index = read_split(split, read_index(crops))
     index = index[index["subset"].isin(SUBSETS)]
     classifier = load_classifier(model)
-    probabilities = classifier.predict(read_images(crops), index.index.to_numpy(), params.training.batch_size)
+    seen = classifier, read_images(crops), index.index.to_numpy(), params.training.batch_size
+    probabilities = average_views(*seen, max(1, params.evaluate.tta), predict_crops(*seen).logits)
     write_predictions(predictions, index, probabilities, classifier.description.architecture.classes)
 
 

@@ -1,12 +1,18 @@
 """Predictions for the evaluation: logits, dropout passes and views of small networks."""
 
+from pathlib import Path
+
 import numpy as np
+import pandas as pd
 import pytest
+from tiny import small_params, write_yaml_file
 from tiny_networks import BATCH, SIZE, THREADS, tiny_architecture, tiny_crops
 
+import stages.predict
 from lesionlab.evaluation.predictions import VIEWS, average_views, predict_crops
+from lesionlab.files import INDEX_COLUMNS, write_table
 from lesionlab.models.networks import build_network, softmax
-from lesionlab.models.saved import Classifier, Description
+from lesionlab.models.saved import Classifier, Description, save_classifier
 from lesionlab.training.backend import environment
 
 
@@ -85,3 +91,28 @@ def test_eight_views_do_not_care_how_a_crop_is_turned():
         plain = predict_crops(classifier, images, ROWS, BATCH).logits
         results.append(average_views(classifier, images, ROWS, BATCH, 8, plain))
     np.testing.assert_allclose(*results, atol=1e-5)
+
+
+@pytest.mark.parametrize("views", [0, 2])
+def test_the_predict_stage_averages_as_many_views_as_asked_for(tmp_path, monkeypatch, views):
+    """Of validation and test crops alike, so that a threshold belongs to what it is applied to."""
+    classifier = a_classifier()
+    images, rows = np.ascontiguousarray(IMAGES), np.array([0, 1, 2, 4, 5])
+    index = pd.DataFrame(dict.fromkeys(INDEX_COLUMNS, 0), index=range(len(images)))
+    index = index.assign(id=index.index, label=classifier.description.architecture.classes[0], group="g")
+    subsets = np.full(len(images), "train", dtype=object)
+    subsets[rows] = ["val", "test", "test", "val", "test"]
+    monkeypatch.chdir(tmp_path)
+    Path("crops").mkdir()
+    np.save("crops/images.npy", images)
+    write_table(Path("crops/index.csv"), index)
+    write_table(Path("split.csv"), index[["id"]].assign(fold=0, subset=subsets))
+    save_classifier(Path("model"), classifier)
+    write_yaml_file(Path("params.yaml"), small_params({"evaluate.tta": views}))
+    stages.predict.main(Path("crops"), Path("split.csv"), Path("model"), Path("said.csv"))
+    said = pd.read_csv("said.csv")
+    assert said["id"].tolist() == rows.tolist()
+    seen = [images, images[:, :, ::-1]][: max(1, views)]
+    expected = np.mean([classifier.predict(np.ascontiguousarray(one), rows, BATCH) for one in seen], axis=0)
+    np.testing.assert_allclose(said.filter(like="probability_"), expected, atol=2e-6)
+    assert np.ptp([classifier.predict(one, rows, BATCH) for one in (images, images[:, :, ::-1])], axis=0).max() > 1e-4
