@@ -227,12 +227,10 @@ EXPERIMENTS = {
             "finetune.keep": "last",
             **FOLDS,
             "@blocks": [2],
-            "evaluate.tta": 2,
         },
         "blockwise",
         note="The last epoch is kept: of 180 validation slices of a few patients the best is chance. Set after the "
-        "test figures at 96 px had been seen; that predictions are the mean of a slice and its mirror image, after the "
-        "test figure of one view, 0.929.",
+        "test figures at 96 px had been seen.",
     ),
     "leakage-cvc": Experiment(
         "CVC-ClinicDB: frames drawn singly against sequences",

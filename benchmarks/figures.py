@@ -190,8 +190,8 @@ def page(there: list[str], written: dict[str, str]) -> list[str]:
         "Written by `python -m benchmarks.figures`. [95 % interval, bootstrap over groups].",
         "DATA is `../shared/data`, WEIGHTS the ImageNet weights of MobileNetV2 without its top.",
         "Where no commit is named, and on those before 70b2c72, detections are of the classifier's own head on the",
-        "map, with its best windows classified again from 9cdc9c0 on. Before 72c0907 intervals are over the card's",
-        "groups, not as duplicates join them.",
+        "map, with its best windows classified again from 9cdc9c0 on; before 1d3478d they are of a head on the last map",
+        "alone. Before 72c0907 intervals are over the card's groups, not as duplicates join them.",
         "",
     ]
     for name in EXPERIMENTS:
@@ -407,7 +407,7 @@ TARGETS = [
            "blockwise-lc25000-224", of_chosen_depth("blockwise-lc25000-224", "balanced_accuracy")),
     Target("brain tumours (3 classes), author's folds", "accuracy", "0.948 (VGG19)", "0.948", "blockwise-brain",
            of_chosen_depth("blockwise-brain", "accuracy")),
-    Target("the same, 192 px in place of 96, two views", "accuracy", "0.948 (VGG19)", "0.948", "blockwise-brain-192",
+    Target("the same, 192 px in place of 96", "accuracy", "0.948 (VGG19)", "0.948", "blockwise-brain-192",
            of_chosen_depth("blockwise-brain-192", "accuracy")),
     Target("lung CT (4 classes), official test, no duplicates", "test accuracy", "0.47 (IQ-OTH, validation)", "0.80",
            "chest-ct", figure_on_test("chest-ct", "accuracy")),
