@@ -190,7 +190,7 @@ def page(there: list[str], written: dict[str, str]) -> list[str]:
         "Written by `python -m benchmarks.figures`. [95 % interval, bootstrap over groups].",
         "DATA is `../shared/data`, WEIGHTS the ImageNet weights of MobileNetV2 without its top.",
         "Where no commit is named, and on those before 70b2c72, detections are of the classifier's own head on the",
-        "map, with its best windows classified again from 9cdc9c0 on; before 1d3478d they are of a head on the last map",
+        "map, with its best windows classified again from 9cdc9c0 on; before 1d3478d, of a head on the last map",
         "alone. Before 72c0907 intervals are over the card's groups, not as duplicates join them.",
         "",
     ]
