@@ -203,11 +203,9 @@ EXPERIMENTS = {
             "finetune.epochs": 12,
             "finetune.learning_rate": 3e-4,
             "finetune.keep": "last",
-            "evaluate.tta": 8,
         },
         "blockwise",
-        note="Set after the test figures at 192 px had been seen; that predictions are the mean of eight views, after "
-        "the test figure of one view, 0.969.",
+        note="Set after the test figures at 192 px had been seen.",
     ),
     "blockwise-brain": Experiment(
         "Brain tumours, three classes, the author's folds: every depth, small slices",
