@@ -218,14 +218,7 @@ EXPERIMENTS = {
         "Brain tumours, three classes, the author's folds: two blocks, larger slices",
         "brain-tumor-cheng",
         "brain-tumor-cheng",
-        {
-            "model.image_size": 192,
-            **BRAIN,
-            "finetune.epochs": 10,
-            "finetune.keep": "last",
-            **FOLDS,
-            "@blocks": [2],
-        },
+        {"model.image_size": 192, **BRAIN, "finetune.epochs": 10, "finetune.keep": "last", **FOLDS, "@blocks": [2]},
         "blockwise",
         note="The last epoch is kept: of 180 validation slices of a few patients the best is chance. Set after the "
         "test figures at 96 px had been seen.",
