@@ -64,7 +64,7 @@ def rows(seed: int, frame: int = FRAME, rounds: int = ROUNDS) -> list[Row]:
     settings, dense = read_params().detect, {}
     for step in STEPS:
         backbone = DenseBackbone(classifier, step / WINDOW)
-        dense[step] = dense_detector(backbone, build_head(sum(backbone.levels), seed), settings)
+        dense[step] = dense_detector(backbone, build_head(backbone, seed), settings)
     found = {step: len(way.score(image, content, WINDOW / frame)[0]) for step, way in dense.items()}  # and warm up
     classifier.model.predict(preprocess(np.zeros((BATCH, WINDOW, WINDOW, 3), "uint8"), "caffe"), verbose=0)
     seconds = {(step, way): [] for step in STEPS for way in ("plain", "ours")}

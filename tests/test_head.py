@@ -1,19 +1,33 @@
 """The head of a dense detector: what it learns from, and that it learns it."""
 
+from dataclasses import replace
 from pathlib import Path
 
+import keras
 import numpy as np
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 from PIL import Image
 from test_dense import SMALL, classifier_of
 from tiny import small_params
 
 from lesionlab.data.crops import Box
 from lesionlab.data.readers import Frame
+from lesionlab.detection.boxes import IGNORED
 from lesionlab.detection.dense import DenseBackbone
-from lesionlab.detection.head import build_head, draw_windows, fold_scale, level_scale, train_head
+from lesionlab.detection.head import (
+    LESION_WINDOWS,
+    build_head,
+    choose_windows,
+    draw_windows,
+    level_scale,
+    scale_to,
+    train_head,
+)
 from lesionlab.detection.windows import window_grid
 from lesionlab.errors import InputError
+from lesionlab.models.networks import softmax
 from lesionlab.params import Params
 
 SIDE = 96
@@ -54,10 +68,28 @@ def test_a_window_is_a_lesions_where_its_centre_lies_in_one(frames, backbone):
     boxes, features = zip(*(backbone.features(image, (0, 0, SIDE, SIDE), size) for size in (0.5, 0.8)), strict=True)
     centres = np.concatenate(boxes)[:, :2] + np.concatenate(boxes)[:, 2:] / 2
     mask = np.asarray(Image.open(frames[0].mask)) > 0
-    expected = [mask[int(y), int(x)] for x, y in centres]
-    assert labels.tolist() == expected
-    assert 0 < labels.mean() < 1
-    np.testing.assert_allclose(drawn, np.concatenate(features), rtol=1e-3, atol=1e-3)
+    expected = np.array([mask[int(y), int(x)] for x, y in centres])
+    assert labels.sum() == LESION_WINDOWS  # some of them more than once: this lesion has fewer
+    assert (labels == 0).sum() == (~expected).sum()
+    far = np.abs(drawn[:, None].astype("float64") - np.concatenate(features)).max(axis=2)
+    np.testing.assert_array_equal(labels, expected[far.argmin(axis=1)])
+    assert far.min(axis=1).max() < 2e-3
+
+
+@given(st.lists(st.integers(IGNORED, 12), min_size=1, max_size=200), st.integers(8, 300), st.integers(0, 99))
+def test_each_lesion_has_as_many_windows_whatever_its_size(found, most, seed):
+    found = np.array(found)
+    chosen = choose_windows(found, most, np.random.default_rng(seed))
+    assert len(chosen) <= most
+    assert (np.diff(chosen) >= 0).all()
+    counts = np.bincount(found[chosen], minlength=13)  # raises where a window on a speck was taken
+    lesions = np.unique(found[found > 0])
+    if 2 * len(lesions) <= most:
+        assert len(set(counts[lesions])) <= 1
+        assert counts[lesions].sum() <= most / 2
+        assert all(0 < count <= LESION_WINDOWS for count in counts[lesions])
+    beside = chosen[found[chosen] == 0]
+    assert len(beside) == len(set(beside)) == min((found == 0).sum(), most - counts[1:].sum())
 
 
 def test_so_many_windows_are_drawn_of_each_frame_and_the_same_ones_again(frames, backbone):
@@ -66,6 +98,7 @@ def test_so_many_windows_are_drawn_of_each_frame_and_the_same_ones_again(frames,
     )
     features, labels, numbers = several
     assert len(labels) == 14
+    assert labels.tolist() != [0] * 14
     assert numbers.tolist() == [0] * 7 + [1] * 7
     np.testing.assert_array_equal(features, again[0])
     np.testing.assert_array_equal(features[7:], alone[0])  # whatever the other frames are
@@ -82,19 +115,50 @@ def test_features_of_a_resolution_share_their_scale():
     np.testing.assert_array_equal(level_scale(np.ones((4, 2), "float16"), (1, 1))[1], 1)
 
 
-def test_a_folded_head_says_of_features_what_it_said_of_scaled_ones():
+@pytest.mark.parametrize("temperature", [1.0, 2.5])
+def test_a_new_head_says_what_the_classifier_says_of_crops(temperature):
+    """One window that fills the frame is the crop itself: the same features, the same probability."""
+    classifier = classifier_of(SMALL)
+    classifier = replace(classifier, description=classifier.description.model_copy(update={"temperature": temperature}))
+    pixels = np.random.default_rng(3).integers(0, 256, (32, 32, 3), dtype="uint8")
+    dense = DenseBackbone(classifier, 1.0)
+    _, features = dense.features(Image.fromarray(pixels), (0, 0, 32, 32), 1.0)
+    logits = build_head(dense, seed=1).predict_on_batch(features)
+    np.testing.assert_allclose(softmax(logits), classifier.predict(pixels[None], np.arange(1), 1), rtol=1e-3)
+
+
+def test_a_head_learns_beside_the_classifiers_layers_and_leaves_those_alone(frames):
+    classifier = classifier_of(SMALL)
+    before = [weight.copy() for weight in classifier.model.get_weights()]
+    head, _ = train_head(DenseBackbone(classifier, 0.5), frames[:4], frames[4:6], params(epochs=1))
+    assert np.abs(head.get_layer("map_logits").get_weights()[0]).max() > 0
+    for weight, other in zip(classifier.model.get_weights(), before, strict=True):
+        np.testing.assert_array_equal(weight, other)
+
+
+@pytest.mark.parametrize("change", [{"pooling": "flatten"}, {"head_filters": (8,)}])
+def test_a_classifiers_head_that_reads_the_map_itself_is_not_taken_over(change):
+    dense = DenseBackbone(classifier_of(SMALL, **change), 0.5)
+    logits = build_head(dense, seed=1).predict_on_batch(np.ones((2, sum(dense.levels)), "float32"))
+    np.testing.assert_array_equal(logits, 0)
+
+
+def test_what_a_head_learns_reads_scaled_features():
+    head = build_head(Brightness(), seed=1)
     rng = np.random.default_rng(2)
-    features, mean, scale = rng.normal(5, 3, (9, 4)), rng.normal(5, 1, 4), rng.uniform(0.1, 9, 4)
-    head = build_head(4, seed=1)
-    expected = head.predict_on_batch((features - mean) / scale)
-    fold_scale(head, mean, scale)
-    np.testing.assert_allclose(head.predict_on_batch(features), expected, rtol=1e-4, atol=1e-4)
+    features, mean, scale = rng.normal(5, 3, (9, 3)), rng.normal(5, 1, 3), rng.uniform(0.1, 9, 3)
+    scale_to(head, mean, scale)
+    scaled = keras.Model(head.input, head.get_layer("map_scale").output)
+    np.testing.assert_allclose(scaled.predict_on_batch(features), (features - mean) / scale, rtol=1e-3, atol=1e-4)
 
 
 class Brightness:
     """In place of a backbone: a window's features are the mean colours of its middle."""
 
     levels = (3,)
+
+    def classifier_logits(self, features: keras.KerasTensor) -> None:
+        """It has no classifier."""
 
     def features(self, image: Image.Image, content: Box, fraction: float) -> tuple[np.ndarray, np.ndarray]:
         side, corners = window_grid(content, fraction, 0.25)

@@ -76,6 +76,25 @@ class DenseBackbone:
         last = network.get_layer(find_backbone(self.classifier.description.architecture.backbone).block_ends[-1])
         return last.output.shape[-1], halving_inputs(network)[-1].shape[-1]
 
+    def classifier_logits(self, features: keras.KerasTensor) -> keras.KerasTensor | None:
+        """What the classifier's own head says of windows: (n, channels) features to (n, classes) calibrated logits.
+
+        Its layers are frozen and its dropout is left out. None where its head does not read the mean of the last map
+        (`head_filters`, or `pooling: flatten`).
+        """
+        description = self.classifier.description
+        architecture = description.architecture
+        if architecture.head_filters or architecture.pooling != "average":
+            return None
+        layers = self.classifier.model.layers
+        begin = next(number for number, layer in enumerate(layers) if layer.name == "head_pool") + 1
+        x = features[:, : self.levels[0]]
+        for layer in layers[begin:]:
+            layer.trainable = False
+            if not isinstance(layer, keras.layers.Dropout):
+                x = layer(x)
+        return keras.layers.Rescaling(1 / description.temperature, name="temperature")(x)
+
     def features(self, image: Image.Image, content: Box, fraction: float) -> tuple[np.ndarray, np.ndarray]:
         """Windows of one size: boxes (n, 4) x, y, width, height in pixels of the frame, and features (n, channels).
 

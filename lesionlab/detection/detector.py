@@ -120,7 +120,7 @@ def load_detector(folder: Path, description: Description, classifier: Classifier
     if not weights.exists() or file_digest(weights) != description.weights_sha256:
         raise InputError(f"{weights}: is missing or was changed since {folder / DETECTOR_FILE}; run dvc repro detect")
     backbone = DenseBackbone(classifier, settings.stride)
-    head = build_head(sum(backbone.levels), seed=0)
+    head = build_head(backbone, seed=0)
     try:
         head.load_weights(weights)
     except (ValueError, KeyError, OSError) as error:

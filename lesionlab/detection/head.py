@@ -1,4 +1,8 @@
-"""The head of a dense detector: it learns on training frames which windows have their centre in a lesion."""
+"""The head of a dense detector: it learns on training frames which windows have their centre in a lesion.
+
+It starts as the classifier's own head where that one reads the mean of the last map, and learns what to add to its
+logits. Source: He et al., Deep residual learning, CVPR 2016.
+"""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -10,7 +14,7 @@ from sklearn.preprocessing import StandardScaler
 
 from lesionlab.data.crops import content_box, lesion_boxes
 from lesionlab.data.readers import Frame, read_mask, read_rgb
-from lesionlab.detection.boxes import IGNORED, found_lesion
+from lesionlab.detection.boxes import NO_LESION, found_lesion
 from lesionlab.detection.dense import DenseBackbone
 from lesionlab.errors import InputError
 from lesionlab.params import FitParams, Params, TrainingParams
@@ -19,9 +23,9 @@ from lesionlab.seeds import derive_seed, generator
 from lesionlab.training.fit import Fit, Task, fit
 
 HIDDEN, DROPOUT = 128, 0.3
+LESION_WINDOWS = 16  # drawn of each lesion, whatever its size: recall counts lesions, and a large one has many windows
 BATCH = 256  # windows a step
 CHUNK = 4096  # windows whose features are held in full precision at once
-# Windows are drawn as they come, so that scores are their probabilities.
 UNWEIGHTED = {
     "class_weights": False, "label_smoothing": 0.0, "sensitivity": None, "dtype": "float32", "prefix_cache": False,
     "prefix_cache_gib": 1.0, "cache_dtype": "float32",
@@ -31,15 +35,10 @@ CLASSES = ("no lesion at the centre", "lesion")
 
 @dataclass(frozen=True)
 class Windows:
-    """Windows of frames. features: (n, channels) float16. labels: (n,) 1 where the centre lies in a lesion.
-
-    A batch holds features less `mean`, divided by `scale`: (channels,) each.
-    """
+    """Windows of frames. features: (n, channels) float16. labels: (n,) 1 where the centre lies in a lesion."""
 
     features: np.ndarray
     labels: np.ndarray
-    mean: np.ndarray
-    scale: np.ndarray
     batch_size: int = BATCH
 
     def prepare(self, rows: np.ndarray, versions: list[int], desc: str) -> None:
@@ -47,16 +46,21 @@ class Windows:
 
     def read(self, rows: np.ndarray, versions: np.ndarray) -> np.ndarray:
         """Features of some windows: (len(rows), channels) float32."""
-        return (self.features[rows] - self.mean) / self.scale
+        return self.features[rows].astype("float32")
 
 
-def build_head(channels: int, seed: int) -> keras.Model:
-    """(n, channels) features to (n, 2) logits."""
+def build_head(backbone: DenseBackbone, seed: int) -> keras.Model:
+    """(n, channels) features to (n, 2) logits, which are those of the classifier until the head is trained."""
     keras.utils.set_random_seed(derive_seed(seed, "detect", "build"))
-    inputs = keras.Input((channels,), name="features")
-    x = keras.layers.Dense(HIDDEN, activation="relu", name="head_dense")(inputs)
-    x = keras.layers.Dropout(DROPOUT, name="head_dropout")(x)
-    return keras.Model(inputs, keras.layers.Dense(len(CLASSES), dtype="float32", name="logits")(x), name="head")
+    inputs = keras.Input((sum(backbone.levels),), name="features")
+    # Not trained: `scale_to` sets it.
+    scaled = keras.layers.BatchNormalization(center=False, scale=False, epsilon=1e-6, trainable=False, name="map_scale")
+    x = keras.layers.Dense(HIDDEN, activation="relu", name="map_dense")(scaled(inputs))
+    x = keras.layers.Dropout(DROPOUT, name="map_dropout")(x)
+    learned = keras.layers.Dense(len(CLASSES), kernel_initializer="zeros", dtype="float32", name="map_logits")(x)
+    known = backbone.classifier_logits(inputs)
+    outputs = learned if known is None else keras.layers.Add(name="sum")([learned, known])
+    return keras.Model(inputs, outputs, name="head")
 
 
 def train_head(
@@ -73,11 +77,11 @@ def train_head(
             f"detect: no window of {len(train)} training frames has its centre in a lesion; lower detect.stride or "
             "set detect.mode=windows"
         )
-    mean, scale = level_scale(features[: len(taught)], backbone.levels)
-    head, settings = build_head(sum(backbone.levels), params.seed), params.detect
+    head, settings = build_head(backbone, params.seed), params.detect
+    scale_to(head, *level_scale(features[: len(taught)], backbone.levels))
     fitted = fit(
         head,
-        Windows(features, labels, mean, scale),
+        Windows(features, labels),
         Task(labels, taught, held, len(CLASSES)),
         FitParams(
             augment=False,
@@ -92,7 +96,6 @@ def train_head(
         seed=params.seed,
         copies=0,
     )
-    fold_scale(head, mean, scale)
     return head, fitted
 
 
@@ -110,18 +113,15 @@ def level_scale(features: np.ndarray, levels: Sequence[int]) -> tuple[np.ndarray
     return scaler.mean_.astype("float32"), np.repeat(spreads, levels).astype("float32")
 
 
-def fold_scale(head: keras.Model, mean: np.ndarray, scale: np.ndarray) -> None:
-    """Let a head that learned on features less `mean`, divided by `scale`, read the features themselves."""
-    first = head.get_layer("head_dense")
-    kernel, bias = first.get_weights()
-    kernel = kernel / scale[:, None]
-    first.set_weights([kernel, bias - mean @ kernel])
+def scale_to(head: keras.Model, mean: np.ndarray, scale: np.ndarray) -> None:
+    """Let what the head learns read features less `mean`, divided by `scale`: (channels,) each."""
+    head.get_layer("map_scale").set_weights([mean, scale**2])
 
 
 def draw_windows(
     frames: Sequence[Frame], backbone: DenseBackbone, params: Params
 ) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    """At most `detect.windows_per_frame` windows of each frame, of all sizes; those on specks are left out.
+    """At most `detect.windows_per_frame` windows of each frame, of all sizes (`choose_windows`).
 
     Returns features (n, channels) float16, labels (n,) 1 where the centre lies in a lesion, and numbers (n,) of the
     frames.
@@ -137,11 +137,23 @@ def draw_windows(
         image, content = Image.fromarray(pixels), content_box(pixels)
         parts = [backbone.features(image, content, size) for size in params.detect.window_sizes]
         found = found_lesion(np.concatenate([boxes for boxes, _ in parts]), lesions, mask)
-        known = np.flatnonzero(found != IGNORED)
-        rng = generator(params.seed, "detect", "windows", frame.name)
-        chosen = np.sort(rng.permutation(known)[:most])
+        chosen = choose_windows(found, most, generator(params.seed, "detect", "windows", frame.name))
         begin, end = end, end + len(chosen)
         features[begin:end] = np.concatenate([part for _, part in parts])[chosen]
         labels.append((found[chosen] > 0).astype(int))
         numbers.append(np.full(len(chosen), number))
     return features[:end], np.concatenate(labels), np.concatenate(numbers)
+
+
+def choose_windows(found: np.ndarray, most: int, rng: np.random.Generator) -> np.ndarray:
+    """Row numbers of at most `most` windows, in order: LESION_WINDOWS of each lesion, the others beside lesions.
+
+    found: as `found_lesion` gives it; windows on specks are left out. A lesion with fewer windows has them repeated;
+    many lesions have fewer each, so that no more than half of the windows lie on lesions.
+    """
+    lesions = np.unique(found[found > NO_LESION])
+    each = max(1, min(LESION_WINDOWS, most // (2 * max(1, len(lesions)))))
+    inside = [np.resize(rng.permutation(np.flatnonzero(found == lesion)), each) for lesion in lesions]
+    inside = np.concatenate([np.zeros(0, int), *inside])[:most]
+    beside = rng.permutation(np.flatnonzero(found == NO_LESION))[: most - len(inside)]
+    return np.sort(np.concatenate([inside, beside]))
