@@ -191,7 +191,8 @@ def page(there: list[str], written: dict[str, str]) -> list[str]:
         "DATA is `../shared/data`, WEIGHTS the ImageNet weights of MobileNetV2 without its top.",
         "Where no commit is named, and on those before 70b2c72, detections are of the classifier's own head on the",
         "map, with its best windows classified again from 9cdc9c0 on; before 1d3478d, of a head on the last map",
-        "alone. Before 72c0907 intervals are over the card's groups, not as duplicates join them.",
+        "alone; before c229c1b, of a head that learned from nothing, with windows as they come. Before 72c0907",
+        "intervals are over the card's groups, not as duplicates join them.",
         "",
     ]
     for name in EXPERIMENTS:
