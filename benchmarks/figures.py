@@ -2,7 +2,8 @@
 
     python -m benchmarks.figures --data FOLDER --weights FILE    runs the experiments that are not there yet
     python -m benchmarks.figures --data ... --only cvc-random    only this one (may be given several times)
-    python -m benchmarks.figures --cold cvc-random               times its finetune stage, nothing computed before
+    python -m benchmarks.figures --cold cvc-random               times its finetune stage five times in a row, nothing
+                                                                 computed before
     python -m benchmarks.figures --dense kvasir-group            compares its dense maps with windows cut out one by one
     python -m benchmarks.figures                                 only writes the pages of those that are
 
@@ -23,6 +24,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from io import StringIO
 from pathlib import Path
+from statistics import median
 from typing import Annotated
 
 import dvc.api
@@ -39,7 +41,8 @@ from lesionlab.progress import progress
 from lesionlab.stage import run
 
 README, PAGE = Path("README.md"), Path("docs/figures.md")
-SECONDS, DENSE = Path("benchmarks/seconds.json"), Path("benchmarks/dense.json")
+SECONDS, COLD, DENSE = (Path(f"benchmarks/{name}.json") for name in ("seconds", "cold", "dense"))
+COLD_RUNS = 5
 BEGIN, END = "<!-- figures: python -m benchmarks.figures -->", "<!-- end of figures -->"
 MODELS = ("baseline", "transfer", "finetune")
 
@@ -72,7 +75,8 @@ def main(
         compared = dense_against_windows(dense, frames)
         write_json(DENSE, read_or_empty(DENSE) | {dense: compared}, digits=4)  # read now: another may have written
     if cold:
-        note_seconds(cold_key(cold), cold_seconds(cold))
+        runs = [round(cold_seconds(cold), 1) for _ in progress(range(COLD_RUNS), desc=cold, unit="run")]
+        write_json(COLD, read_or_empty(COLD) | {cold: {"commit": commit_of(cold), "seconds": runs}})
     if not there:
         raise InputError("no experiment of this name is here; give --data and --weights to run them")
     written = sections(PAGE.read_text()) if PAGE.exists() else {}
@@ -104,9 +108,15 @@ def read_or_empty(path: Path) -> dict:
     return read_json(path) if path.exists() else {}
 
 
-def cold_key(name: str) -> str:
-    """What the time of `cold_seconds` is kept under."""
-    return f"{name}, finetune from a cold cache"
+def cold_runs(name: str) -> list[float]:
+    """What `--cold` found for an experiment of this clone as it is now; empty where it was run anew since."""
+    kept = read_or_empty(COLD).get(name, {})
+    return kept["seconds"] if kept.get("commit") == commit_of(name) else []
+
+
+def median_and_range(values: list[float]) -> str:
+    """The median, least and most of some runs, whole."""
+    return f"{median(values):.0f} ({min(values):.0f} to {max(values):.0f})"
 
 
 def cold_seconds(name: str, stage: str = "finetune") -> float:
@@ -208,8 +218,8 @@ def section(name: str) -> list[str]:
     experiment, seconds = EXPERIMENTS[name], read_or_empty(SECONDS)
     folder = f"cd {experiment.folder} && " if experiment.study else ""
     took = f"; {seconds[name] / 60:.0f} min on two cores" if name in seconds else ""
-    if cold_key(name) in seconds:
-        took += f", the finetune stage from a cold cache {seconds[cold_key(name)]} s"
+    if cold := cold_runs(name):
+        took += f", the finetune stage from a cold cache {median_and_range(cold)} s of {len(cold)} runs"
     lines = [
         f"## {name}: {experiment.title}",
         "",
@@ -330,8 +340,8 @@ def figure_on_validation(experiment: str, metric: str) -> Callable[[], str]:
 
 
 def cold_figure(experiment: str) -> Callable[[], str]:
-    """Seconds of the finetune stage from a cold cache."""
-    return lambda: str(read_json(SECONDS).get(cold_key(experiment), "not timed"))
+    """Seconds of the finetune stage from a cold cache: median, least and most."""
+    return lambda: median_and_range(runs) if (runs := cold_runs(experiment)) else "not timed"
 
 
 def of_chosen_depth(experiment: str, metric: str) -> Callable[[], str]:
