@@ -1,4 +1,7 @@
-"""What `python -m benchmarks.figures` runs: the pipeline and its studies on real data sets, a name an experiment."""
+"""What `python -m benchmarks.figures` runs: the pipeline and its studies on real data sets, a name an experiment.
+
+MEANS are of what such experiments predicted: nothing is run for them.
+"""
 
 import json
 from dataclasses import dataclass, field
@@ -21,7 +24,10 @@ UPRIGHT = {"augment.vertical_flip": False, "augment.rotation": 0.03}  # films an
 
 @dataclass(frozen=True)
 class Experiment:
-    """One `dvc exp run`. study: None for the pipeline. data: parameter to folder or file below --data."""
+    """One `dvc exp run`. study: None for the pipeline. data: parameter to folder or file below --data.
+
+    backbone: the network, and the file of its ImageNet weights where that is another beside the one that is given.
+    """
 
     title: str
     dataset: str
@@ -29,11 +35,13 @@ class Experiment:
     settings: dict[str, object] = field(default_factory=dict)
     study: str | None = None
     external: tuple[str, str] | None = None
+    backbone: tuple[str, str | None] = ("mobilenetv2", None)
     note: str = ""
 
     def command(self, name: str, data: Path | str, weights: Path | str) -> list[str]:
         """The command line, in the repository's root or the study's folder; paths are relative to the root."""
-        network = {"model.backbone": "mobilenetv2", "model.weights": weights}
+        backbone, file = self.backbone
+        network = {"model.backbone": backbone, "model.weights": Path(weights).with_name(file) if file else weights}
         settings = {"dataset": self.dataset, "download.source": f"{data}/{self.data}", **network, **self.settings}
         # `@` marks a key of the study itself; ++ sets keys of `set` that its params.yaml leaves to the repository's.
         words = [
@@ -52,6 +60,19 @@ class Experiment:
     def folder(self) -> Path:
         """Where the command runs."""
         return Path("studies") / self.study if self.study else Path()
+
+
+@dataclass(frozen=True)
+class Mean:
+    """The mean of the probabilities that blockwise studies gave the same crops at one depth.
+
+    members: names of experiments; the mean is of the first two, of the first three and so on.
+    """
+
+    title: str
+    members: tuple[str, ...]
+    blocks: int
+    note: str = ""
 
 
 SMALL = {"model.image_size": 64, "detect.max_frames": 20, "explain.crops": 20}
@@ -297,6 +318,14 @@ EXPERIMENTS = {
         "chest_xray",
         {"model.image_size": 96, "split.protocol": "official", **XRAY},
         "variants",
+    ),
+}
+
+MEANS = {
+    "mean-brain": Mean(
+        "Brain tumours, three classes, the author's folds: the mean of networks",
+        ("blockwise-brain-256", "blockwise-brain-192"),
+        2,
     ),
 }
 

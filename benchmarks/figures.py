@@ -33,12 +33,15 @@ import yaml
 from dvc.scm import RevError
 from typer import Option
 
-from benchmarks.experiments import EXPERIMENTS
+from benchmarks.experiments import EXPERIMENTS, MEANS
+from benchmarks.means import TEST_FIGURES, chosen, figures_of_means
 from lesionlab.errors import InputError
 from lesionlab.evaluation.table import interval
 from lesionlab.files import read_json, whole_file, write_json
 from lesionlab.progress import progress
 from lesionlab.stage import run
+from lesionlab.studies.predictions import Predictions, read_predictions
+from lesionlab.studies.tables import markdown_table, mean_sd
 
 README, PAGE = Path("README.md"), Path("docs/figures.md")
 SECONDS, COLD, DENSE = (Path(f"benchmarks/{name}.json") for name in ("seconds", "cold", "dense"))
@@ -68,6 +71,7 @@ def main(
             if not is_there(name):
                 run_one(name, data, weights)
     there = [name for name in EXPERIMENTS if is_there(name)]
+    there += [name for name, mean in MEANS.items() if set(mean.members) <= set(there)]
     for name in filter(None, (cold, dense)):
         if name not in there:
             raise InputError(f"{name}: not run in this clone; --only {name} with --data and --weights runs it")
@@ -198,16 +202,17 @@ def page(there: list[str], written: dict[str, str]) -> list[str]:
         "# Measured figures",
         "",
         "Written by `python -m benchmarks.figures`. [95 % interval, bootstrap over groups].",
-        "DATA is `../shared/data`, WEIGHTS the ImageNet weights of MobileNetV2 without its top.",
+        "DATA is `../shared/data`, WEIGHTS the ImageNet weights of MobileNetV2 without its top, those of other",
+        "networks beside it.",
         "Where no commit is named, and on those before 70b2c72, detections are of the classifier's own head on the",
         "map, with its best windows classified again from 9cdc9c0 on; before 1d3478d, of a head on the last map",
         "alone; before c229c1b, of a head that learned from nothing, with windows as they come. Before 72c0907",
         "intervals are over the card's groups, not as duplicates join them.",
         "",
     ]
-    for name in EXPERIMENTS:
+    for name in (*EXPERIMENTS, *MEANS):
         if name in there:
-            lines += [*section(name), ""]
+            lines += [*(mean_section(name) if name in MEANS else section(name)), ""]
         elif name in written:
             lines += [written[name], ""]
     return lines
@@ -228,6 +233,46 @@ def section(name: str) -> list[str]:
     ]
     lines += study_page(name) if experiment.study else pipeline_page(name)
     return [*lines, "", experiment.note] if experiment.note else lines
+
+
+def mean_section(name: str) -> list[str]:
+    """One mean of networks: whose, and a row for each of them, for the first two, the first three, ..."""
+    mean, cells = MEANS[name], means_of(name)
+    shown = pd.DataFrame({"networks": cells["networks"].unique()})
+    for figure in ("val_accuracy", *TEST_FIGURES):
+        values = [mean_sd(folds) for _, folds in cells.groupby("networks", sort=False)[figure]]
+        shown[figure.replace("_", " ")] = values
+    best = chosen(cells)
+    return [
+        f"## {name}: {mean.title}",
+        "",
+        f"`python -m benchmarks.figures`, after the experiments of its rows, {mean.blocks} blocks unfrozen (on commits "
+        f"{', '.join(map(commit_of, mean.members))})",
+        "",
+        *markdown_table(shown),
+        "",
+        f"Mean ± standard deviation of {len(best)} test folds. Validation accuracy chooses "
+        f"{best['networks'].iloc[0]}: test accuracy {mean_sd(best['accuracy'])}.",
+        *(["", mean.note] if mean.note else []),
+    ]
+
+
+def means_of(name: str) -> pd.DataFrame:
+    """What `figures_of_means` finds for one of MEANS."""
+    mean = MEANS[name]
+    return figures_of_means({member: predictions_of(member, mean.blocks) for member in mean.members})
+
+
+def predictions_of(name: str, blocks: int) -> list[Predictions]:
+    """What the networks of a blockwise study said at one depth, a fold an item."""
+    folds = yaml.safe_load(read(name, "params.yaml"))["folds"]
+    with tempfile.TemporaryDirectory() as folder:
+        path = Path(folder) / "predictions.csv"
+        found = []
+        for fold in folds:
+            path.write_text(read(name, f"predictions/{blocks}-{fold}.csv"))
+            found.append(read_predictions(path))
+    return found
 
 
 def commit_of(name: str) -> str:
@@ -351,6 +396,16 @@ def of_chosen_depth(experiment: str, metric: str) -> Callable[[], str]:
         table = table_of(experiment)
         row = table.loc[table["val_accuracy_mean"].idxmax()]
         return f"{row[f'{metric}_mean']:.3f} ± {row[f'{metric}_sd']:.3f} ({row['blocks']:.0f} blocks)"
+
+    return figure
+
+
+def of_mean(name: str, metric: str) -> Callable[[], str]:
+    """A test figure of the mean of networks, of as many as validation chose: mean and deviation of folds."""
+
+    def figure() -> str:
+        best = chosen(means_of(name))
+        return f"{mean_sd(best[metric])} ({best['networks'].iloc[0].count('+') + 1} networks)"
 
     return figure
 

@@ -2,9 +2,15 @@
 
 import json
 
+import numpy as np
 import pytest
 
 from benchmarks import figures
+from benchmarks.experiments import Experiment
+from benchmarks.means import chosen, figures_of_means
+from lesionlab.evaluation.metrics import Scores
+from lesionlab.files import write_json
+from lesionlab.studies.predictions import Predictions
 
 
 @pytest.mark.parametrize(
@@ -33,4 +39,50 @@ def test_the_page_says_the_calibration_error_before_and_after_scaling(monkeypatc
 
 
 def test_every_target_is_of_an_experiment():
-    assert {target.experiment for target in figures.TARGETS} <= figures.EXPERIMENTS.keys()
+    assert {target.experiment for target in figures.TARGETS} <= {**figures.EXPERIMENTS, **figures.MEANS}.keys()
+    assert {member for mean in figures.MEANS.values() for member in mean.members} <= figures.EXPERIMENTS.keys()
+
+
+def test_the_cold_seconds_of_an_experiment_that_was_run_anew_are_not_shown(tmp_path, monkeypatch):
+    monkeypatch.setattr(figures, "COLD", tmp_path / "cold.json")
+    monkeypatch.setattr(figures, "commit_of", lambda name: "abc1234")
+    shown = figures.cold_figure("cvc-random")
+    assert shown() == "not timed"
+    write_json(figures.COLD, {"cvc-random": {"commit": "abc1234", "seconds": [48.2, 47.3, 53.5]}})
+    assert shown() == "48 (47 to 54)"
+    monkeypatch.setattr(figures, "commit_of", lambda name: "def5678")
+    assert shown() == "not timed"
+
+
+def test_another_network_takes_its_weights_from_beside_the_given_file():
+    command = Experiment("title", "phantom", "folder", backbone=("mobilenet", "other.h5")).command(
+        "name", "DATA", "w/v2.h5"
+    )
+    assert {"model.backbone=mobilenet", "model.weights=w/other.h5"} <= set(command)
+
+
+def test_validation_chooses_how_many_networks_are_averaged():
+    labels = np.arange(3)
+    sure, wrong = 0.05 + 0.85 * np.eye(3), 0.3 + 0.1 * np.roll(np.eye(3), 1, axis=1)
+
+    def said(val, test):
+        groups, ids = np.array(["a", "b", "c"]), np.array(["1", "2", "3"])
+        scores = [Scores(labels, probabilities, groups, None) for probabilities in (val, test)]
+        return [Predictions(*scores, ids, ["x", "y", "z"])]
+
+    def but(row):  # sure of all crops but one
+        return np.where(np.arange(3)[:, None] == row, wrong, sure)
+
+    members = {"one": said(but(0), wrong), "two": said(but(1), wrong), "three": said(but(2), sure)}
+    cells = figures_of_means(members)
+    table = cells.set_index("networks")
+    third = pytest.approx(2 / 3)
+    assert table["val_accuracy"].to_dict() == {
+        "one": third,
+        "two": third,
+        "three": third,
+        "one + two": 1,
+        "one + two + three": 1,
+    }
+    assert table["accuracy"].to_dict() == {"one": 0, "two": 0, "three": 1, "one + two": 0, "one + two + three": 1}
+    assert list(chosen(cells)["networks"]) == ["one + two"], "the fewest of equal ones, whatever test figures say"
