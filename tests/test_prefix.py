@@ -25,21 +25,22 @@ from lesionlab.models.networks import build_network, prefix_of
 from lesionlab.training import prefix as prefix_module
 from lesionlab.training.prefix import PLAIN, Inputs, array_digest, cache_folder
 
-CASES = [
-    pytest.param("vgg16", 1, False, marks=pytest.mark.slow),
-    pytest.param("vgg16", 1, True, marks=pytest.mark.slow),
-    pytest.param("mobilenetv2_0.35", 1, False, marks=pytest.mark.slow),
-    pytest.param("mobilenetv2_0.35", 1, True, marks=pytest.mark.slow),
-    pytest.param("resnet50", 1, False, marks=pytest.mark.slow),
+CASES = [  # backbone, unfrozen blocks, augmented copies: None without augmentation, 0 anew at every epoch
+    pytest.param("vgg16", 1, None, marks=pytest.mark.slow),
+    pytest.param("vgg16", 1, 2, marks=pytest.mark.slow),
+    pytest.param("mobilenetv2_0.35", 1, None, marks=pytest.mark.slow),
+    pytest.param("mobilenetv2_0.35", 1, 2, marks=pytest.mark.slow),
+    pytest.param("mobilenetv2_0.35", 1, 0, marks=pytest.mark.slow),
+    pytest.param("resnet50", 1, None, marks=pytest.mark.slow),
 ]
 
 
-@pytest.mark.parametrize(("backbone", "blocks", "augmented"), CASES)
-def test_cached_uncached_and_end_to_end_training_give_the_same_bits(tmp_path, backbone, blocks, augmented):
+@pytest.mark.parametrize(("backbone", "blocks", "copies"), CASES)
+def test_cached_uncached_and_end_to_end_training_give_the_same_bits(tmp_path, backbone, blocks, copies):
     """The boundaries of MobileNetV2 and ResNet50 lie after an addition; end to end is one flat model, no prefix."""
     images, labels = tiny_crops(28)
     task = tiny_task(labels, 20)
-    params = training_params(finetune__augment=augmented, finetune__epochs=2, augment__copies=2)
+    params = training_params(finetune__augment=copies is not None, finetune__epochs=2, augment__copies=copies or 0)
     architecture = tiny_architecture(backbone, dense=0)
     start = lively(build_network(architecture, params.seed), architecture)
     cached, result = train(architecture, blocks, params, images, task, cache=tmp_path)
@@ -116,6 +117,17 @@ def test_cached_values_are_those_that_are_computed_anew(make):
     mixed = np.array([0, 1, PLAIN, 1, 0, PLAIN, 0, 1])
     np.testing.assert_array_equal(cached.read(ROWS[3:11], mixed), direct.read(ROWS[3:11], mixed))
     assert not np.array_equal(cached.read(ROWS[:1], np.array([0])), cached.read(ROWS[:1], np.array([1])))
+
+
+def test_what_was_not_prepared_is_computed_at_every_read(make):
+    """A new augmentation at every epoch has versions that the cache does not know."""
+    cached, direct = make(), make(cache=None)
+    cached.prepare(ROWS[:5], [PLAIN, 0], "test")
+    for rows, version in ((ROWS[:BATCH], 0), (ROWS[8:16], 0), (ROWS[8:16], PLAIN), (ROWS[:BATCH], 3)):
+        versions = np.full(BATCH, version)
+        np.testing.assert_array_equal(cached.read(rows, versions), direct.read(rows, versions))
+    mixed = np.array([0, 3, PLAIN, 1, 0, PLAIN, 0, 1])
+    np.testing.assert_array_equal(cached.read(ROWS[:BATCH], mixed), direct.read(ROWS[:BATCH], mixed))
 
 
 def test_a_second_run_computes_nothing(make, computed):
@@ -389,6 +401,7 @@ def test_half_precision_takes_half_the_space_and_rounds_once(make, tmp_path, dty
     sizes = sorted((folder / "activations.npy").stat().st_size for folder in entries(tmp_path))
     assert sizes[0] - 128 == (sizes[1] - 128) / 2  # 128 bytes of header
     again = make(cache_dtype=dtype)
+    again.prepare(ROWS, [PLAIN], "test")
     for inputs in (half, again):
         np.testing.assert_array_equal(read_all(inputs), read_all(full).astype(type_).astype("float32"))
     assert (read_all(half) != read_all(full)).any()

@@ -84,12 +84,15 @@ class Inputs:
         _limit_cache(self.cache, self.cache_bytes, used)
 
     def read(self, rows: np.ndarray, versions: np.ndarray) -> np.ndarray:
-        """Inputs of at most `batch_size` crops, each in its version: (len(rows), ...) float32."""
-        if self.prefix is not None and self.cache is not None:
+        """Inputs of at most `batch_size` crops, each in its version: (len(rows), ...) float32.
+
+        From the cache where `prepare` was asked for them, else computed now.
+        """
+        if all(self._is_prepared(rows[versions == version], version) for version in np.unique(versions)):
             result = np.empty((len(rows), *self.prefix.output_shape[1:]), dtype="float32")
             for version in np.unique(versions):
                 chosen = versions == version
-                result[chosen] = self._entry(int(version)).read(rows[chosen])
+                result[chosen] = self._entries[version].read(rows[chosen])
             return result
         pixels = np.empty((len(rows), *self.images.shape[1:]), dtype="float32")
         for version in np.unique(versions):
@@ -139,6 +142,9 @@ class Inputs:
         if self._drawn[0] != version:
             self._drawn = version, draw_augmentation(self.augmentation, self.seed, version, len(self.images))
         return augment(pixels, self._drawn[1][rows])
+
+    def _is_prepared(self, rows: np.ndarray, version: int) -> bool:
+        return version in self._entries and bool(self._entries[version].done[rows].all())
 
     def _entry(self, version: int) -> "_Entry":
         if version not in self._entries:
