@@ -77,7 +77,7 @@ def main(
             raise InputError(f"{name}: not run in this clone; --only {name} with --data and --weights runs it")
     if dense:
         compared = dense_against_windows(dense, frames)
-        write_json(DENSE, read_or_empty(DENSE) | {dense: compared}, digits=4)  # read now: another may have written
+        write_json(DENSE, read_or_empty(DENSE) | {dense: compared})  # read now: another may have written
     if cold:
         runs = [round(cold_seconds(cold), 1) for _ in progress(range(COLD_RUNS), desc=cold, unit="run")]
         write_json(COLD, read_or_empty(COLD) | {cold: {"commit": commit_of(cold), "seconds": runs}})
