@@ -345,7 +345,7 @@ MEANS = {
         "Brain tumours, three classes, the author's folds: the mean of networks",
         ("blockwise-brain-224", "blockwise-brain-strong"),
         2,
-        note="Set after the test figures of its members had been seen.",
+        note="Set after the test figures of `blockwise-brain-224` had been seen.",
     ),
 }
 
