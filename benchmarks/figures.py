@@ -405,7 +405,7 @@ def of_mean(name: str, metric: str) -> Callable[[], str]:
 
     def figure() -> str:
         best = chosen(means_of(name))
-        return f"{mean_sd(best[metric])} ({best['networks'].iloc[0].count('+') + 1} networks)"
+        return f"{mean_sd(best[metric])} (of {best['networks'].iloc[0].count('+') + 1} chosen)"
 
     return figure
 
