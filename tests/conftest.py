@@ -8,6 +8,9 @@ from tiny import CARD, DATASET, LAYOUT, ROOT, small_params, write_card, write_ya
 from lesionlab.data.cards import Card, PhantomLayout
 from lesionlab.data.phantom import draw_phantom
 from lesionlab.params import Params
+from lesionlab.training.backend import choose_kernels
+
+choose_kernels()  # before a module of tests imports Keras
 
 SHARED = ROOT.parent / "shared"
 

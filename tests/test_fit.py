@@ -1,6 +1,10 @@
 """One run of training: the same twice, every crop every epoch, the best epoch kept, a NaN refused."""
 
+import os
+import platform
 import re
+import subprocess
+import sys
 from dataclasses import replace
 from pathlib import Path
 
@@ -11,7 +15,7 @@ import pandas as pd
 import pytest
 from sklearn.metrics import log_loss
 from sklearn.utils.class_weight import compute_class_weight
-from tiny import change_params, crop_stage, run_stage, split_stage
+from tiny import ROOT, change_params, crop_stage, run_stage, split_stage
 from tiny_networks import BATCH, THREADS, tiny_architecture, tiny_crops, tiny_inputs, tiny_task, training_params
 
 from lesionlab.errors import InputError
@@ -409,6 +413,14 @@ def test_auto_is_bfloat16_where_the_processor_has_it(started, monkeypatch, flags
     assert keras.config.dtype_policy().name == "float32"
 
 
+@pytest.mark.parametrize(
+    ("flags", "kind"), [("fpu avx2 avx512f", "AVX512"), ("fpu avx2", "AVX2"), ("fpu", platform.machine())]
+)
+def test_the_record_says_what_rounding_depends_on(monkeypatch, flags, kind):
+    monkeypatch.setattr(backend, "_processor_flags", lambda: set(flags.split()))
+    assert backend.environment(THREADS)["instructions"] == kind
+
+
 @pytest.mark.skipif(not Path("/proc/cpuinfo").exists(), reason="Linux lists what the processor can do")
 def test_the_processor_says_what_it_can_do():
     text = Path("/proc/cpuinfo").read_text()
@@ -447,3 +459,14 @@ def test_stages_in_half_precision_report_what_the_saved_float32_model_gives(tiny
         assert metrics["validation"]["loss"] == pytest.approx(loss, abs=1e-6)
         trained = pd.read_csv(f"plots/{name}.csv")["val_loss"].iloc[metrics["kept_epoch"]]
         assert trained == pytest.approx(loss, rel=0.05)
+
+
+@pytest.mark.parametrize(("before", "ends"), [("", 0), ("import tensorflow; ", 1)])
+def test_kernels_are_chosen_before_tensorflow_is_there(before, ends):
+    """Afterwards it would not listen, and the record would say what is not so."""
+    code = f"{before}from lesionlab.training.backend import start_keras, environment; start_keras(1); "
+    code += "assert environment(1)['onednn'] == '1'"
+    unset = {name: value for name, value in os.environ.items() if name != "TF_ENABLE_ONEDNN_OPTS"}
+    ended = subprocess.run([sys.executable, "-c", code], env=unset, cwd=ROOT, capture_output=True, text=True)
+    assert ended.returncode == ends
+    assert ("must come before TensorFlow is imported" in ended.stderr) == bool(ends)

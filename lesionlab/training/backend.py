@@ -3,24 +3,37 @@
 import contextlib
 import os
 import platform
+import sys
 from collections.abc import Iterator
 from pathlib import Path
 
 X86_BFLOAT16 = {"avx512_bf16", "amx_bf16"}  # as Linux names them
 
 
+def choose_kernels() -> None:
+    """Have TensorFlow use oneDNN's convolutions. It reads this once, when it is imported.
+
+    By itself it takes them only on some processors. Its own give a crop other last bits at another place in a batch
+    where the processor has AVX2 but not AVX-512, so that what is cached would not be what is computed anew.
+    Raises RuntimeError where TensorFlow has chosen already.
+    """
+    if "tensorflow" in sys.modules and "TF_ENABLE_ONEDNN_OPTS" not in os.environ:
+        raise RuntimeError("start_keras or choose_kernels must come before TensorFlow is imported")
+    os.environ.setdefault("TF_ENABLE_ONEDNN_OPTS", "1")
+
+
 def start_keras(threads: int, dtype: str = "float32") -> None:
     """Set what must be set before TensorFlow's first operation.
 
-    Results change with the number of threads, with oneDNN and with XLA: threads are set, oneDNN is left on, XLA is not
-    used, and `environment` records all three. `threads` is how many work on one operation, which decides how sums are
-    split. As many operations run at once, which changes no result: the two gradients of a layer do not wait for each
-    other.
+    Results change with the number of threads, with oneDNN, with XLA and with the processor's vector instructions:
+    threads are set, oneDNN is used, XLA is not, and `environment` records all four. `threads` is how many work on one
+    operation, which decides how sums are split. As many operations run at once, which changes no result: the two
+    gradients of a layer do not wait for each other.
     dtype: float32, mixed_bfloat16 (bfloat16 between layers, float32 weights) or auto: the latter where the hardware
     has it. It holds for every network built from here on.
     """
     os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
-    os.environ.setdefault("TF_ENABLE_ONEDNN_OPTS", "1")
+    choose_kernels()
     with _without_greetings():
         import keras
 
@@ -62,7 +75,18 @@ def bfloat16_in_hardware() -> bool:
 
         if jax.default_backend() != "cpu":
             return True
+    return bfloat16_in_processor()
+
+
+def bfloat16_in_processor() -> bool:
+    """Whether the processor multiplies bfloat16, whatever Keras computes on."""
     return bool(X86_BFLOAT16 & _processor_flags())
+
+
+def vector_instructions() -> str:
+    """What the kernels of convolutions are made of here, which decides how sums round: AVX512, AVX2 or neither."""
+    flags = _processor_flags()
+    return "AVX512" if "avx512f" in flags else "AVX2" if "avx2" in flags else platform.machine()
 
 
 def _processor_flags() -> set[str]:
@@ -98,8 +122,9 @@ def environment(threads: int) -> dict[str, str | int]:
         "backend": keras.backend.backend(),
         "numpy": np.__version__,
         "threads": threads,
-        "onednn": os.environ.get("TF_ENABLE_ONEDNN_OPTS", "1"),
+        "onednn": os.environ.get("TF_ENABLE_ONEDNN_OPTS", "chosen by TensorFlow"),
         "xla": "off",
+        "instructions": vector_instructions(),
         "dtype": keras.config.dtype_policy().name,
     }
     if keras.backend.backend() == "tensorflow":
