@@ -65,7 +65,13 @@ def rows(seed: int, frame: int = FRAME, rounds: int = ROUNDS) -> list[Row]:
     for step in STEPS:
         backbone = DenseBackbone(classifier, step / WINDOW)
         dense[step] = dense_detector(backbone, build_head(backbone, seed), settings)
-    found = {step: len(way.score(image, content, WINDOW / frame)[0]) for step, way in dense.items()}  # and warm up
+
+    def look_once(step: int) -> int:
+        boxes, features = dense[step].look(image, content, WINDOW / frame)
+        dense[step].judge(features)
+        return len(boxes)
+
+    found = {step: look_once(step) for step in STEPS}  # and warm up
     classifier.model.predict(preprocess(np.zeros((BATCH, WINDOW, WINDOW, 3), "uint8"), "caffe"), verbose=0)
     seconds = {(step, way): [] for step in STEPS for way in ("plain", "ours")}
     for _ in progress(range(rounds), desc="bench, detection", unit="round"):
@@ -74,7 +80,7 @@ def rows(seed: int, frame: int = FRAME, rounds: int = ROUNDS) -> list[Row]:
             windows = len(plain(step))
             seconds[step, "plain"].append(time.perf_counter() - started)
             started = time.perf_counter()
-            dense[step].score(image, content, WINDOW / frame)
+            look_once(step)
             seconds[step, "ours"].append(time.perf_counter() - started)
             if windows != found[step]:
                 raise RuntimeError(f"{windows} windows were cut but the dense map has {found[step]}")
@@ -139,12 +145,11 @@ def main(
 def describe_way(mode: str, classifier: "Classifier", frames: dict[str, list["Frame"]], params: Params) -> dict:
     """Recall, precision and false positives a frame on test frames with intervals; its threshold from validation."""
     from lesionlab.detection.froc import froc_curve, operating_metrics, sensitivity_at
-    from lesionlab.detection.run import detect_frames, operating_threshold, train_detector
+    from lesionlab.detection.run import operating_threshold, train_and_detect
 
     rate = params.detect.false_positives
     params = params.model_copy(update={"detect": params.detect.model_copy(update={"mode": mode})})
-    detector, _ = train_detector(classifier, frames, params)
-    found = {part: detect_frames(frames[part], detector, params, f"{mode}, {part}") for part in ("val", "test")}
+    _, _, found = train_and_detect(classifier, frames, params)
     threshold = operating_threshold(found["val"].boxes, found["val"].frames, rate)
     test, how = found["test"], {"resamples": params.evaluate.resamples, "seed": params.seed}
     at_rate = sensitivity_at(froc_curve(test.boxes, test.frames), (rate,))["sensitivity"].iloc[0]

@@ -25,12 +25,14 @@ from lesionlab.detection.head import (
     scale_to,
     train_head,
 )
+from lesionlab.detection.looks import Looks
 from lesionlab.detection.windows import window_grid
 from lesionlab.errors import InputError
 from lesionlab.models.networks import softmax
 from lesionlab.params import Params
 
 SIDE = 96
+NOTHING_KEPT = Looks(Path(), ())
 
 
 def params(**changes: object) -> Params:
@@ -63,7 +65,7 @@ def frames(tmp_path_factory) -> list[Frame]:
 def test_a_window_is_a_lesions_where_its_centre_lies_in_one(frames, backbone):
     """Every window drawn, each held against the mask."""
     settings = params(window_sizes=[0.5, 0.8], windows_per_frame=1000)
-    drawn, labels, _ = draw_windows(frames[:1], backbone, settings)
+    drawn, labels, _ = draw_windows(frames[:1], backbone, settings, NOTHING_KEPT)
     image = Image.open(frames[0].image)
     boxes, features = zip(*(backbone.features(image, (0, 0, SIDE, SIDE), size) for size in (0.5, 0.8)), strict=True)
     centres = np.concatenate(boxes)[:, :2] + np.concatenate(boxes)[:, 2:] / 2
@@ -94,7 +96,8 @@ def test_each_lesion_has_as_many_windows_whatever_its_size(found, most, seed):
 
 def test_so_many_windows_are_drawn_of_each_frame_and_the_same_ones_again(frames, backbone):
     several, again, alone = (
-        draw_windows(chosen, backbone, params(windows_per_frame=7)) for chosen in (frames[:2], frames[:2], frames[1:2])
+        draw_windows(chosen, backbone, params(windows_per_frame=7), NOTHING_KEPT)
+        for chosen in (frames[:2], frames[:2], frames[1:2])
     )
     features, labels, numbers = several
     assert len(labels) == 14
@@ -130,7 +133,7 @@ def test_a_new_head_says_what_the_classifier_says_of_crops(temperature):
 def test_a_head_learns_beside_the_classifiers_layers_and_leaves_those_alone(frames):
     classifier = classifier_of(SMALL)
     before = [weight.copy() for weight in classifier.model.get_weights()]
-    head, _ = train_head(DenseBackbone(classifier, 0.5), frames[:4], frames[4:6], params(epochs=1))
+    head, _ = train_head(DenseBackbone(classifier, 0.5), frames[:4], frames[4:6], params(epochs=1), NOTHING_KEPT)
     assert np.abs(head.get_layer("map_logits").get_weights()[0]).max() > 0
     for weight, other in zip(classifier.model.get_weights(), before, strict=True):
         np.testing.assert_array_equal(weight, other)
@@ -170,11 +173,11 @@ class Brightness:
 
 def test_the_head_learns_to_tell_windows_on_a_lesion(frames):
     backbone, settings = Brightness(), params(epochs=60, learning_rate=0.01)
-    head, fitted = train_head(backbone, frames[:18], frames[18:], settings)
+    head, fitted = train_head(backbone, frames[:18], frames[18:], settings, NOTHING_KEPT)
     assert fitted.kept_epoch == 59
     assert fitted.history["val_auc"].iloc[-1] > 0.9
     np.testing.assert_allclose(fitted.val_probabilities.sum(axis=1), 1, rtol=1e-5)
-    again, _ = train_head(backbone, frames[:18], frames[18:], settings)
+    again, _ = train_head(backbone, frames[:18], frames[18:], settings, NOTHING_KEPT)
     for weight, other in zip(head.get_weights(), again.get_weights(), strict=True):
         np.testing.assert_array_equal(weight, other)
 
@@ -184,4 +187,4 @@ def test_frames_without_lesions_teach_nothing(tmp_path, backbone):
     Image.fromarray(np.zeros((SIDE, SIDE), "uint8")).save(tmp_path / "mask.png")
     frame = Frame("frame.png", Path(tmp_path / "frame.png"), Path(tmp_path / "mask.png"), None, "", "")
     with pytest.raises(InputError, match="no window of 1 training frames has its centre in a lesion"):
-        train_head(backbone, [frame], [frame], params())
+        train_head(backbone, [frame], [frame], params(), NOTHING_KEPT)

@@ -2,7 +2,6 @@
 
 from collections.abc import Callable
 from dataclasses import dataclass
-from functools import partial
 from pathlib import Path
 
 import keras
@@ -10,11 +9,12 @@ import numpy as np
 from PIL import Image
 from pydantic import ValidationError
 
-from lesionlab.data.crops import Box, content_box
+from lesionlab.data.crops import Box
 from lesionlab.detection.boxes import suppress
 from lesionlab.detection.dense import DenseBackbone
 from lesionlab.detection.head import build_head
-from lesionlab.detection.windows import heat_map, score_windows
+from lesionlab.detection.looks import Look, look_at
+from lesionlab.detection.windows import cut_windows, heat_map
 from lesionlab.errors import InputError
 from lesionlab.files import file_digest, read_json, whole_folder, write_json
 from lesionlab.models.networks import softmax
@@ -24,8 +24,6 @@ from lesionlab.params import DetectParams, Section
 LOWEST_SCORE = 0.02  # boxes below it are not kept: they lie far beyond any false-positive rate of interest
 DETECTOR_FILE = "detector.json"
 HEAD_FILE = "head.weights.h5"
-# Windows of one size of a frame: boxes (n, 4) x, y, width, height in pixels, and the probability of a lesion (n,).
-Scorer = Callable[[Image.Image, Box, float], tuple[np.ndarray, np.ndarray]]
 
 
 class Description(Section):
@@ -47,40 +45,65 @@ class Description(Section):
 
 @dataclass(frozen=True)
 class Detector:
-    """Looks for lesions in whole frames. head: of a dense detector; None where windows are cut out one by one."""
+    """Looks for lesions in whole frames: first what each window shows, then how probable a lesion in it is.
 
-    score: Scorer
+    look: windows of one size of a frame, (image, content box, side in parts of its shorter side) to a Look.
+    judge: what n windows show to the probability of a lesion, (n,). head: of a dense detector; None where windows are
+    cut out one by one.
+    """
+
+    look: Callable[[Image.Image, Box, float], Look]
+    judge: Callable[[np.ndarray], np.ndarray]
     settings: DetectParams
     head: keras.Model | None = None
+
+    def windows(self, pixels: np.ndarray, looks: list[Look] | None = None) -> tuple[np.ndarray, np.ndarray]:
+        """All windows of a frame: boxes (n, 4) x, y, width, height in pixels, and scores (n,) in [0, 1].
+
+        pixels: (height, width, 3) uint8 RGB. looks: what was seen of this frame before, which is then not looked at.
+        """
+        if looks is None:
+            looks = look_at(pixels, self.look, self.settings.window_sizes)
+        boxes, shown = zip(*looks, strict=True)
+        return np.concatenate(boxes), np.concatenate([self.judge(part) for part in shown])
+
+    def suppressed(self, windows: np.ndarray, scores: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+        """Boxes (n, 4) that are left of all windows, and scores (n,), best first."""
+        kept = suppress(windows, scores, self.settings.overlap)
+        kept = kept[scores[kept] >= LOWEST_SCORE]
+        return windows[kept], scores[kept]
 
     def boxes(self, pixels: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
         """Boxes (n, 4) after suppression, scores (n,) in [0, 1], best first, and the heat map (height, width).
 
         pixels: (height, width, 3) uint8 RGB.
         """
-        image, content = Image.fromarray(pixels), content_box(pixels)
-        parts = [self.score(image, content, size) for size in self.settings.window_sizes]
-        windows, scores = (np.concatenate(arrays) for arrays in zip(*parts, strict=True))
-        heat = heat_map(windows, scores, pixels.shape[:2])
-        kept = suppress(windows, scores, self.settings.overlap)
-        kept = kept[scores[kept] >= LOWEST_SCORE]
-        return windows[kept], scores[kept], heat
+        windows, scores = self.windows(pixels)
+        return *self.suppressed(windows, scores), heat_map(windows, scores, pixels.shape[:2])
 
 
 def windows_detector(classifier: Classifier, settings: DetectParams, batch_size: int) -> Detector:
     """Each window is cut out and classified: the score is the probability of any class but the first (background)."""
-    score = partial(score_windows, stride=settings.stride, classifier=classifier, batch_size=batch_size)
-    return Detector(score, settings)
+    size = classifier.description.architecture.image_size
+
+    def look(image: Image.Image, content: Box, fraction: float) -> Look:
+        return cut_windows(image, content, fraction, settings.stride, size)
+
+    def judge(windows: np.ndarray) -> np.ndarray:
+        starts = range(0, len(windows), batch_size)
+        logits = [classifier.logits(windows[start : start + batch_size], batch_size) for start in starts]
+        return 1 - softmax(np.concatenate(logits), classifier.description.temperature)[:, 0]
+
+    return Detector(look, judge, settings)
 
 
 def dense_detector(backbone: DenseBackbone, head: keras.Model, settings: DetectParams) -> Detector:
     """The backbone looks at a frame once for each size; the score is the head's, that a lesion is at the centre."""
 
-    def score(image: Image.Image, content: Box, fraction: float) -> tuple[np.ndarray, np.ndarray]:
-        boxes, features = backbone.features(image, content, fraction)
-        return boxes, softmax(np.asarray(head.predict_on_batch(features)))[:, 1]
+    def judge(features: np.ndarray) -> np.ndarray:
+        return softmax(np.asarray(head.predict_on_batch(features)))[:, 1]
 
-    return Detector(score, settings, head)
+    return Detector(backbone.features, judge, settings, head)
 
 
 def save_detector(folder: Path, detector: Detector, description: Description) -> None:

@@ -9,13 +9,13 @@ from dataclasses import dataclass
 
 import keras
 import numpy as np
-from PIL import Image
 from sklearn.preprocessing import StandardScaler
 
-from lesionlab.data.crops import content_box, lesion_boxes
+from lesionlab.data.crops import lesion_boxes
 from lesionlab.data.readers import Frame, read_mask, read_rgb
 from lesionlab.detection.boxes import NO_LESION, found_lesion
 from lesionlab.detection.dense import DenseBackbone
+from lesionlab.detection.looks import Looks, look_at
 from lesionlab.errors import InputError
 from lesionlab.params import FitParams, Params, TrainingParams
 from lesionlab.progress import progress
@@ -64,13 +64,14 @@ def build_head(backbone: DenseBackbone, seed: int) -> keras.Model:
 
 
 def train_head(
-    backbone: DenseBackbone, train: Sequence[Frame], val: Sequence[Frame], params: Params
+    backbone: DenseBackbone, train: Sequence[Frame], val: Sequence[Frame], params: Params, seen: Looks
 ) -> tuple[keras.Model, Fit]:
     """A head trained on windows of training frames; those of validation frames only show how it fares.
 
-    Its last epoch is kept. Raises InputError when no window's centre lies in a lesion.
+    Its last epoch is kept. seen: keeps what is asked of it for the search that follows.
+    Raises InputError when no window's centre lies in a lesion.
     """
-    features, labels, numbers = draw_windows([*train, *val], backbone, params)
+    features, labels, numbers = draw_windows([*train, *val], backbone, params, seen)
     taught, held = np.flatnonzero(numbers < len(train)), np.flatnonzero(numbers >= len(train))
     if not labels[taught].any():
         raise InputError(
@@ -119,12 +120,12 @@ def scale_to(head: keras.Model, mean: np.ndarray, scale: np.ndarray) -> None:
 
 
 def draw_windows(
-    frames: Sequence[Frame], backbone: DenseBackbone, params: Params
+    frames: Sequence[Frame], backbone: DenseBackbone, params: Params, seen: Looks
 ) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
     """At most `detect.windows_per_frame` windows of each frame, of all sizes (`choose_windows`).
 
     Returns features (n, channels) float16, labels (n,) 1 where the centre lies in a lesion, and numbers (n,) of the
-    frames.
+    frames. seen: is given what all windows of each frame show.
     """
     most = params.detect.windows_per_frame
     features = np.empty((len(frames) * most, sum(backbone.levels)), "float16")
@@ -134,8 +135,8 @@ def draw_windows(
         pixels = read_rgb(frame.image)
         mask = read_mask(frame.mask, params.crop.mask_threshold, pixels.shape[1::-1], frame.image)
         lesions, _ = lesion_boxes(mask, params.crop.min_lesion_area)
-        image, content = Image.fromarray(pixels), content_box(pixels)
-        parts = [backbone.features(image, content, size) for size in params.detect.window_sizes]
+        parts = look_at(pixels, backbone.features, params.detect.window_sizes)
+        seen.keep(frame.name, parts)
         found = found_lesion(np.concatenate([boxes for boxes, _ in parts]), lesions, mask)
         chosen = choose_windows(found, most, generator(params.seed, "detect", "windows", frame.name))
         begin, end = end, end + len(chosen)

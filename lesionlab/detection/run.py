@@ -9,7 +9,7 @@ import numpy as np
 import pandas as pd
 
 from lesionlab import tracking
-from lesionlab.data.cards import Card
+from lesionlab.data.cards import Card, card_path
 from lesionlab.data.crops import lesion_boxes
 from lesionlab.data.readers import Frame, frames_by_subset, read_mask, read_rgb
 from lesionlab.detection import froc
@@ -17,7 +17,9 @@ from lesionlab.detection.boxes import boxes_table, found_lesion, nearest_lesion
 from lesionlab.detection.dense import DenseBackbone
 from lesionlab.detection.detector import Description, Detector, dense_detector, save_detector, windows_detector
 from lesionlab.detection.head import train_head
+from lesionlab.detection.looks import Looks, temporary_looks
 from lesionlab.detection.pictures import draw_froc, draw_overlay
+from lesionlab.detection.windows import heat_map
 from lesionlab.files import (
     file_digest,
     read_index,
@@ -58,11 +60,13 @@ class Findings:
     boxes: frame, x, y, width, height (pixels), score, lesion (its number in the frame, 0 for none, -1 for a speck),
     nearest (the lesion whose bounding box it overlaps most) and iou (how much).
     frames: frame, group, lesions (their number). lesions: frame, group, lesion, area (part of the frame).
+    windows: of each frame all windows (n, 4) and their scores (n,), before suppression.
     """
 
     boxes: pd.DataFrame
     frames: pd.DataFrame
     lesions: pd.DataFrame
+    windows: dict[str, tuple[np.ndarray, np.ndarray]]
 
 
 def run_detection(paths: Paths, card: Card, params: Params) -> None:
@@ -78,8 +82,7 @@ def run_detection(paths: Paths, card: Card, params: Params) -> None:
     classifier = load_classifier(paths.model)
     frames = frames_of_subsets(paths, card, params)
     settings = params.detect
-    detector, fitted = train_detector(classifier, frames, params)
-    found = {name: detect_frames(frames[name], detector, params, f"detect, {name}") for name in ("val", "test")}
+    detector, fitted, found = train_and_detect(classifier, frames, params)
     boxes, listed = found["test"].boxes, found["test"].frames
     proof = read_json(paths.proof)
     metrics = {
@@ -101,7 +104,7 @@ def run_detection(paths: Paths, card: Card, params: Params) -> None:
         by_name = {frame.name: frame for frame in frames["test"]}
         for number, (kind, name) in enumerate(chosen):
             file = pictures / f"{kind}_{number:02d}.png"
-            _draw(file, by_name[name], boxes, threshold, detector, params, kind)
+            _draw(file, by_name[name], found["test"], threshold, params, kind)
     description = Description(
         model_sha256=file_digest(paths.model / MODEL_FILE),
         dataset=params.dataset,
@@ -134,6 +137,9 @@ def _write_not_applicable(paths: Paths, card: Card, seed: int) -> None:
         reason += (
             "; for a tile map of larger pictures: python -m stages.detect --model MODEL --frames FOLDER --out FOLDER"
         )
+    other = f"{card.name}-windows"  # so is the card called that cuts windows from the same images, where there is one
+    if card_path(other).exists():
+        reason += f"; {card_path(other)} cuts windows from the same images: dvc exp run -S dataset={other}"
     print(f"detect: not applicable, {reason}")
     proof = read_json(paths.proof)
     for empty in (paths.pictures, paths.detector):
@@ -145,18 +151,30 @@ def _write_not_applicable(paths: Paths, card: Card, seed: int) -> None:
     write_json(paths.metrics, {"applicable": False, "reason": reason, **recorded})
 
 
-def train_detector(
+def train_and_detect(
     classifier: Classifier, frames: dict[str, list[Frame]], params: Params
-) -> tuple[Detector, Fit | None]:
-    """The detector of `detect.mode`; a dense one has a head that learns on training frames.
+) -> tuple[Detector, Fit | None, dict[str, Findings]]:
+    """The detector of `detect.mode`, how its head learned, and what it finds on validation and test frames.
 
+    Each frame is looked at once: what a dense detector's head was shown of validation frames is what is searched.
     Raises InputError for a dense detector of a classifier without a backbone.
     """
+    with temporary_looks(frame.name for frame in frames["val"]) as seen:
+        detector, fitted = _train_detector(classifier, frames, params, seen)
+        found = {
+            name: detect_frames(frames[name], detector, params, f"detect, {name}", seen) for name in ("val", "test")
+        }
+    return detector, fitted, found
+
+
+def _train_detector(
+    classifier: Classifier, frames: dict[str, list[Frame]], params: Params, seen: Looks
+) -> tuple[Detector, Fit | None]:
     settings = params.detect
     if settings.mode == "windows":
         return windows_detector(classifier, settings, params.training.batch_size), None
     backbone = DenseBackbone(classifier, settings.stride)
-    head, fitted = train_head(backbone, frames["train"], frames["val"], params)
+    head, fitted = train_head(backbone, frames["train"], frames["val"], params, seen)
     return dense_detector(backbone, head, settings), fitted
 
 
@@ -196,12 +214,18 @@ def frames_of_subsets(paths: Paths, card: Card, params: Params) -> dict[str, lis
     return chosen
 
 
-def detect_frames(frames: Iterable[Frame], detector: Detector, params: Params, desc: str) -> Findings:
-    """Look for lesions in frames, and hold what is found against their masks, which cards with windows always give."""
-    tables, listed, lesion_rows = [], [], []
+def detect_frames(
+    frames: Iterable[Frame], detector: Detector, params: Params, desc: str, seen: Looks | None = None
+) -> Findings:
+    """Look for lesions in frames, and hold what is found against their masks, which cards with windows always give.
+
+    seen: frames that were looked at before.
+    """
+    tables, listed, lesion_rows, windows = [], [], [], {}
     for frame in progress(list(frames), desc=desc, unit="frame"):
         pixels = read_rgb(frame.image)
-        boxes, scores, _ = detector.boxes(pixels)
+        windows[frame.name] = detector.windows(pixels, seen and seen.of(frame.name))
+        boxes, scores = detector.suppressed(*windows[frame.name])
         group = frame.group or frame.name
         mask = read_mask(frame.mask, params.crop.mask_threshold, pixels.shape[1::-1], frame.image)
         lesions, components = lesion_boxes(mask, params.crop.min_lesion_area)
@@ -217,6 +241,7 @@ def detect_frames(frames: Iterable[Frame], detector: Detector, params: Params, d
         pd.concat(tables, ignore_index=True),
         pd.DataFrame(listed, columns=["frame", "group", "lesions"]),
         pd.DataFrame(lesion_rows, columns=["frame", "group", "lesion", "area"]),
+        windows,
     )
 
 
@@ -250,17 +275,9 @@ def overlay_frames(boxes: pd.DataFrame, frames: pd.DataFrame, threshold: float, 
     return [(kind, name) for kind, start in starts.items() for name in names[start : start + third]]
 
 
-def _draw(
-    path: Path,
-    frame: Frame,
-    boxes: pd.DataFrame,
-    threshold: float,
-    detector: Detector,
-    params: Params,
-    kind: str,
-) -> None:
+def _draw(path: Path, frame: Frame, found: Findings, threshold: float, params: Params, kind: str) -> None:
     pixels = read_rgb(frame.image)
-    _, _, heat = detector.boxes(pixels)
+    heat = heat_map(*found.windows[frame.name], pixels.shape[:2])
     mask = read_mask(frame.mask, params.crop.mask_threshold, pixels.shape[1::-1], frame.image)
-    shown = boxes[(boxes["frame"] == frame.name) & (boxes["score"] >= threshold)]
+    shown = found.boxes[(found.boxes["frame"] == frame.name) & (found.boxes["score"] >= threshold)]
     draw_overlay(path, pixels, heat, shown, mask, f"{kind}: {frame.name}")

@@ -1,11 +1,9 @@
-"""Slide windows of several sizes over a frame and score each with the classifier."""
+"""Slide windows of several sizes over a frame, and lay what was said of them back over it."""
 
 import numpy as np
 from PIL import Image
 
 from lesionlab.data.crops import Box
-from lesionlab.models.networks import softmax
-from lesionlab.models.saved import Classifier
 
 
 def window_grid(content: Box, fraction: float, stride: float) -> tuple[int, np.ndarray]:
@@ -40,22 +38,6 @@ def cut_windows(image: Image.Image, content: Box, fraction: float, stride: float
     views = np.lib.stride_tricks.sliding_window_view(reduced, (size, size), axis=(0, 1))
     pixels = np.moveaxis(views[top, left], 1, -1)
     return np.column_stack([corners, np.full((len(corners), 2), side)]), pixels
-
-
-def score_windows(
-    image: Image.Image, content: Box, fraction: float, stride: float, classifier: Classifier, batch_size: int
-) -> tuple[np.ndarray, np.ndarray]:
-    """Windows of one size, each cut out and classified: boxes (n, 4) x, y, width, height; scores (n,).
-
-    A score is the probability of any class but the first (background).
-    """
-    size = classifier.description.architecture.image_size
-    boxes, windows = cut_windows(image, content, fraction, stride, size)
-    logits = [
-        classifier.logits(windows[start : start + batch_size], batch_size)
-        for start in range(0, len(windows), batch_size)
-    ]
-    return boxes, 1 - softmax(np.concatenate(logits), classifier.description.temperature)[:, 0]
 
 
 def heat_map(boxes: np.ndarray, scores: np.ndarray, shape: tuple[int, int]) -> np.ndarray:

@@ -1,0 +1,79 @@
+"""A frame is looked at once: by the head that learns, by the search for a threshold, and for the pictures."""
+
+from collections import Counter
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+import pytest
+from PIL import Image
+from test_dense import SMALL, classifier_of
+from test_head import frames, params  # noqa: F401, a fixture
+
+import lesionlab.detection.detector
+from lesionlab.detection.dense import DenseBackbone
+from lesionlab.detection.looks import Looks, temporary_looks
+from lesionlab.detection.run import detect_frames, train_and_detect
+
+SIZES = [0.5, 0.8]
+
+
+@pytest.fixture
+def looked_at(monkeypatch) -> Counter:
+    """How often the backbone, or the windows cut out, saw a frame at a size."""
+    counts: Counter = Counter()
+
+    def counted(look):
+        def count_and_look(*arguments):
+            image, fraction = arguments[-3], arguments[-1]
+            counts[image.tobytes(), fraction] += 1
+            return look(*arguments)
+
+        return count_and_look
+
+    monkeypatch.setattr(DenseBackbone, "features", counted(DenseBackbone.features))
+    cut = lesionlab.detection.detector.cut_windows
+    monkeypatch.setattr(
+        lesionlab.detection.detector, "cut_windows", lambda *a: (counted(lambda *_: cut(*a)))(*a[:2], a[2])
+    )
+    return counts
+
+
+@pytest.mark.parametrize("mode", ["dense", "windows"])
+def test_each_frame_is_looked_at_once_for_each_size(frames, looked_at, mode):  # noqa: F811
+    settings = params(window_sizes=SIZES, windows_per_frame=16, epochs=1, mode=mode)
+    parts = {"train": frames[:6], "val": frames[6:9], "test": frames[9:12]}
+    _, _, found = train_and_detect(classifier_of(SMALL), parts, settings)
+    searched = frames[:12] if mode == "dense" else frames[6:12]
+    pixels = [Image.open(frame.image).convert("RGB").tobytes() for frame in searched]
+    assert looked_at == {(each, size): 1 for each in pixels for size in SIZES}
+    assert list(found["test"].windows) == [frame.name for frame in frames[9:12]]  # what the heat maps are drawn from
+
+
+def test_what_was_seen_before_gives_the_same_boxes(frames):  # noqa: F811
+    settings = params(window_sizes=SIZES, windows_per_frame=16, epochs=1)
+    parts = {"train": frames[:6], "val": frames[6:9], "test": frames[9:10]}
+    detector, _, found = train_and_detect(classifier_of(SMALL), parts, settings)
+    again = detect_frames(frames[6:9], detector, settings, "again")
+    assert len(again.boxes)
+    pd.testing.assert_frame_equal(found["val"].boxes, again.boxes)
+    for name, (boxes, scores) in again.windows.items():
+        np.testing.assert_array_equal(found["val"].windows[name][0], boxes)
+        np.testing.assert_array_equal(found["val"].windows[name][1], scores)
+
+
+def test_looks_are_those_that_were_kept_and_go_with_their_folder(tmp_path, monkeypatch):
+    monkeypatch.setenv("DVC_ROOT", str(tmp_path))
+    rng = np.random.default_rng(4)
+    looks = [(rng.integers(9, size=(n, 4)), rng.normal(size=(n, 3)).astype("float32")) for n in (2, 5)]
+    with temporary_looks(["a/1.png", "2.png"]) as seen:
+        assert seen.of("a/1.png") is None
+        seen.keep("a/1.png", looks)
+        seen.keep("other.png", looks)
+        assert seen.of("other.png") is seen.of("2.png") is None
+        for (boxes, shown), (kept_boxes, kept_shown) in zip(looks, seen.of("a/1.png"), strict=True):
+            np.testing.assert_array_equal(boxes, kept_boxes)
+            np.testing.assert_array_equal(shown, kept_shown)
+            assert kept_shown.dtype == np.float32
+    assert not list((tmp_path / ".lesionlab").iterdir())
+    assert Looks(Path("nowhere"), ["x"]).of("x") is None
