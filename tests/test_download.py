@@ -22,7 +22,7 @@ from pydantic import ValidationError
 
 from lesionlab.data import download as module
 from lesionlab.data import weights as weights_module
-from lesionlab.data.cards import Card, Recommended, Source, resolve_model
+from lesionlab.data.cards import Card, Recommended, Source, read_card, resolve_model
 from lesionlab.data.download import download_images, fetch
 from lesionlab.data.weights import fetch_weights
 from lesionlab.errors import InputError
@@ -187,7 +187,7 @@ def test_without_a_checksum_the_sha256_is_recorded_as_unverified(server, out, ca
     assert sources(out)[0]["sha256"] == sha256(ARCHIVE)
     assert sources(out)[0]["verified"] is False
     said = capsys.readouterr().err
-    assert "set.zip: no checksum is published" in said
+    assert "set.zip: no checksum of it is known" in said
     assert "My set; licence: CC BY 4.0; https://example.org/my-set" in said
 
 
@@ -343,6 +343,9 @@ def test_a_card_without_sources_says_how_to_obtain(out):
         assert wanted in str(caught.value)
     with pytest.raises(InputError, match=r"its card names no file to download; see https://example.org/my-set"):
         download_images(make_card(), settings(), 42, out)
+    card = make_card(obtain="Ask, and run with -S download.source=FOLDER.")
+    with pytest.raises(InputError, match=r"by this program: Ask, and run with -S download\.source=FOLDER\.$"):
+        download_images(card, settings(), 42, out)
 
 
 # --- the mirror
@@ -487,6 +490,48 @@ def test_a_url_is_fetched_and_unpacked_and_the_cards_sources_are_not(server, out
     assert contents(out) == FILES
     assert sources(out)[0]["url"] == url
     assert sources(out)[0]["file"] == "8_file_downloaded"
+
+
+def test_a_url_whose_file_the_card_knows_is_checked(server, out, root):
+    known = {"set.zip": ARCHIVE, "set_64.zip": zipped({"images/64.png": b"64"})}
+    source, alternative = (
+        Source(file=name, url=refused_url(), bytes=len(content), md5=md5(content)) for name, content in known.items()
+    )
+    card = make_card(source, alternatives=[alternative])
+    for name, content in known.items():
+        url = f"{server.url}/copy/{name}?download=1"
+        server.files[f"/copy/{name}?download=1"] = b"other" + content[5:]
+        with pytest.raises(InputError, match=f"{name} has md5 .* but must have {md5(content)}"):
+            download_images(card, settings(url), 42, out)
+        assert nothing_written(out, root)
+    for name, content in known.items():
+        url = f"{server.url}/copy/{name}?download=1"
+        server.files[f"/copy/{name}?download=1"] = content
+        download_images(card, settings(url), 42, out)
+        record = {"file": name, "url": url, "bytes": len(content), "sha256": sha256(content), "verified": True}
+        assert sources(out) == [record]
+    assert contents(out) == {"images/64.png": b"64"}
+
+
+def test_a_url_that_cannot_be_reached_is_had_from_the_mirror_as_its_message_says(out, tmp_path):
+    url = refused_url()
+    with pytest.raises(InputError, match=r"put it in a folder and run again with -S download\.mirror=FOLDER"):
+        download_images(make_card(), settings(url), 42, out)
+    (tmp_path / "mirror").mkdir()
+    (tmp_path / "mirror/set.zip").write_bytes(ARCHIVE)
+    download_images(make_card(), settings(url, mirror=tmp_path / "mirror"), 42, out)
+    assert contents(out) == FILES
+
+
+@pytest.mark.parametrize("pixels", [64, 128, 224])
+def test_every_published_size_of_pneumoniamnist_is_checked(server, out, root, monkeypatch, pixels):
+    monkeypatch.chdir(ROOT)
+    card, name = read_card("pneumoniamnist"), f"pneumoniamnist_{pixels}.npz"
+    published = {source.file: source.md5 for source in card.alternatives}
+    server.files[f"/{name}"] = b"another file"
+    with pytest.raises(InputError, match=f"{name} has md5 {md5(b'another file')}, but must have {published[name]}"):
+        download_images(card, settings(f"{server.url}/{name}"), 42, out)
+    assert nothing_written(out, root)
 
 
 def phantom_card() -> Card:

@@ -1,6 +1,5 @@
 """The prefix cache: bit for bit what training without it gives, and what happens when it is changed from outside."""
 
-import errno
 import json
 import mmap
 import os
@@ -462,11 +461,21 @@ def test_a_full_disk_is_noticed_before_it_is_filled(make, monkeypatch, tmp_path)
     """Twenty crops of 2 x 2 x 128 float32 are 40960 bytes."""
     usage = shutil.disk_usage(tmp_path)
     monkeypatch.setattr(shutil, "disk_usage", lambda path: usage._replace(free=40959))
-    with pytest.raises(OSError, match="No space left") as caught:
+    with pytest.raises(InputError, match=r"0\.0 GiB are free"):
         make().prepare(ROWS, [PLAIN], "test")
-    assert (caught.value.errno, caught.value.filename) == (errno.ENOSPC, str(tmp_path / "cache"))
     monkeypatch.setattr(shutil, "disk_usage", lambda path: usage._replace(free=40960))
     make().prepare(ROWS, [PLAIN], "test")
+
+
+def test_a_cache_that_does_not_fit_says_its_size_and_what_to_set(monkeypatch, tmp_path):
+    usage = shutil.disk_usage(tmp_path)
+    monkeypatch.setattr(shutil, "disk_usage", lambda path: usage._replace(free=72 * 2**30))
+    with pytest.raises(InputError) as caught:
+        prefix_module._require_space(tmp_path / "cache", 320_000 * 14 * 14 * 1024 * 4)
+    assert str(caught.value).startswith(f"{tmp_path / 'cache'}: ")
+    for wanted in ("need 239.3 GiB more, and 72.0 GiB are free", "augment.copies", "training.cache_dtype to float16",
+                   "training.prefix_cache to false"):  # fmt: skip
+        assert wanted in str(caught.value)
 
 
 @pytest.mark.slow

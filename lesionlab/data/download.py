@@ -52,9 +52,10 @@ def download_images(card: Card, settings: DownloadParams, seed: int, folder: Pat
 
     What is no image file (.mat, .npz) is decoded to PNG files and a table, see lesionlab/data/convert.py.
 
-    `settings.source` (a folder, an archive, a file or a URL) stands in for the card's sources, which are looked for
-    in `settings.mirror` (a folder or URL prefix) first. A phantom is drawn with `seed`. SOURCES.json holds no time
-    and no path of this machine, and a verified file's URL wherever it came from: the same files, the same bytes.
+    `settings.source` (a folder, an archive, a file or a URL) stands in for the card's sources. What has a URL is looked
+    for in `settings.mirror` (a folder or URL prefix) first. A URL that ends in a file name of the card's sources or
+    alternatives is checked as they are. A phantom is drawn with `seed`. SOURCES.json holds no time and no path of this
+    machine, and a verified file's URL wherever it came from: the same files, the same bytes.
 
     Raises InputError when a file cannot be had, is not what the card says, or cannot be unpacked; `folder` is then
     as it was before.
@@ -78,8 +79,7 @@ def download_images(card: Card, settings: DownloadParams, seed: int, folder: Pat
         if settings.source is None:
             records = [_add_source(source, settings.mirror, card, partial) for source in card.sources]
         elif _is_url(settings.source):
-            source = Source(file=_file_name(settings.source), url=settings.source)
-            records = [_add_source(source, None, card, partial)]
+            records = [_add_source(_source_at(settings.source, card), settings.mirror, card, partial)]
         else:
             records = [_add_local(from_root(settings.source), folder, partial)]
         if isinstance(card.layout, ChengMat | Npz):
@@ -238,7 +238,7 @@ def _add_source(source: Source, mirror: str | None, card: Card, folder: Path) ->
     obtain = f". {card.obtain.strip()}" if card.obtain else ""
     fetched = fetch(source, mirror, _IMAGES_BY_HAND + obtain)
     if not fetched.verified:
-        print(f"{source.file}: no checksum is published; its SHA-256 goes to SOURCES.json", file=sys.stderr)
+        print(f"{source.file}: no checksum of it is known; its SHA-256 goes to SOURCES.json", file=sys.stderr)
     _add_file(fetched.path, folder, source.unpack)
     return {
         "file": source.file,
@@ -320,10 +320,17 @@ def _write_sources(folder: Path, card: Card, records: list[dict]) -> None:
 
 def _how_to_obtain(card: Card) -> str:
     how = card.obtain.strip() if card.obtain else f"its card names no file to download; see {card.homepage}"
-    return (
-        f"{card_path(card.name)}: {card.title} is not downloaded by this program: {how} Then run with "
-        "-S download.source=FOLDER_OR_ARCHIVE"
-    )
+    then = "" if "-S download.source=" in how else " Then run with -S download.source=FOLDER_OR_ARCHIVE"
+    return f"{card_path(card.name)}: {card.title} is not downloaded by this program: {how}{then}"
+
+
+def _source_at(url: str, card: Card) -> Source:
+    """The file at a user's URL, with size and checksums where the card knows its name."""
+    name = _file_name(url)
+    for known in (*card.sources, *card.alternatives):
+        if known.file == name:
+            return known.model_copy(update={"url": url})
+    return Source(file=name, url=url)
 
 
 def _file_name(url: str) -> str:

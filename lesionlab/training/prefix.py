@@ -1,6 +1,5 @@
 """The frozen part of a network, computed once a crop: activations in a memory-mapped, content-addressed cache."""
 
-import errno
 import hashlib
 import json
 import mmap
@@ -289,10 +288,16 @@ def _use_and_size(path: Path) -> tuple[float, int, Path] | None:
 
 
 def _require_space(cache: Path, needed: int) -> None:
-    """Raises OSError where the disk would fill: a write through a memory map would end the process instead."""
+    """Raises InputError where the disk would fill: a write through a memory map would end the process instead."""
     cache.mkdir(parents=True, exist_ok=True)
-    if shutil.disk_usage(cache).free < needed:
-        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC), str(cache))
+    free = shutil.disk_usage(cache).free
+    if free < needed:
+        more, there = (f"{size / 2**30:.1f} GiB" for size in (needed, free))
+        raise InputError(
+            f"{cache}: the activations of the frozen blocks need {more} more, and {there} are free; free some, or set "
+            "in params.yaml augment.copies to fewer or 0, training.cache_dtype to float16, or training.prefix_cache to "
+            "false (slower, no cache)"
+        )
 
 
 def _batches(rows: np.ndarray, batch_size: int) -> list[np.ndarray]:
