@@ -61,17 +61,17 @@ class SplitParams(Section):
     """Which crops train, validate and test; `auto` is what the card says."""
 
     protocol: Literal["auto", "group", "random", "official", "external"]
-    folds: Annotated[int, Field(ge=3)]
+    folds: Literal["auto"] | Annotated[int, Field(ge=3)]
     test_fold: Count
     near_duplicate_bits: Literal["auto"] | Annotated[int, Field(ge=0, le=16)]
     official_validation: bool
-    validation_per_class: PositiveInt | None
+    validation_per_class: Literal["auto"] | PositiveInt | None
     drop_duplicates: bool
     shuffle_labels: bool
 
     @model_validator(mode="after")
     def _test_fold_exists(self) -> "SplitParams":
-        if self.test_fold >= self.folds:
+        if self.folds != "auto" and self.test_fold >= self.folds:
             raise ValueError(f"test_fold {self.test_fold} must be below folds ({self.folds})")
         return self
 
@@ -118,6 +118,7 @@ class BaselineParams(FitParams):
 
     filters: Annotated[list[PositiveInt], Field(max_length=5)]
     batch_normalization: bool
+    attention: bool
     dense: PositiveInt
     dropout: Annotated[float, Field(ge=0, lt=1)]
 

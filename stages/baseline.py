@@ -40,6 +40,7 @@ def main(
         backbone=None,
         filters=settings.filters,
         batch_normalization=settings.batch_normalization,
+        attention=settings.attention,
         dense=settings.dense,
         dropout=settings.dropout,
         image_size=resolve_model(params.model, card).image_size,

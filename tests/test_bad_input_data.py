@@ -203,7 +203,7 @@ def test_an_empty_class_of_masks(start):
     for path in Path("data/raw/masks").iterdir():
         Image.new("L", (96, 80)).save(path)
     line = start("crop", *CROP)
-    assert line.startswith("data/raw: no crop of class 'polyp'; check the masks, datasets/tiny-phantom.yaml and")
+    assert line.startswith("data/raw: no crop of class 'polyp'; check the masks or boxes, datasets/tiny-phantom.yaml ")
     assert present() == set()
 
 

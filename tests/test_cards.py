@@ -1,6 +1,7 @@
 """Dataset cards: those of this repository, the template, and what a wrong card is told."""
 
 import copy
+import math
 import re
 
 import pytest
@@ -65,14 +66,30 @@ def test_a_card_says_how_files_are_had_and_who_vouches_for_a_checksum(dataset, m
     monkeypatch.chdir(ROOT)
     card = read_card(dataset)
     assert card.sources or card.obtain
-    for source in card.sources:
+    for source in (*card.sources, *card.alternatives):
         assert source.checksum_from
-        assert source.md5 or source.sha256 or "recorded" in source.checksum_from
+        assert source.md5 or source.sha256 or "checksum are unknown; they are recorded" in source.checksum_from
+        assert source.bytes or re.search(r"size (is|and checksum are) unknown", source.checksum_from)
     if not card.sources:
-        assert "no size and checksum is published" in card.obtain
+        assert "checksum are unknown; they are recorded at the first download" in " ".join(card.obtain.split())
+    if not all(source.md5 or source.sha256 for source in card.sources) or not card.sources:
+        assert "account" in card.obtain
+        assert "-S download.source=FOLDER" in card.obtain
+        assert "outside data/raw" in card.obtain
     assert card.notes
     assert find_backbone(card.recommended.backbone).name == card.recommended.backbone
     assert re.search(r"leak|too good|near-duplicate", " ".join(card.notes))
+
+
+def test_the_cache_that_nct_crc_he_announces_follows_from_params_and_shapes(monkeypatch):
+    monkeypatch.chdir(ROOT)
+    notes = " ".join(read_card("nct-crc-he").notes)
+    params = read_params()
+    assert params.training.cache_dtype == "float32"
+    assert f"{params.augment.copies} augmented copies" in notes
+    crops = 80_000 * params.augment.copies + 20_000
+    for stage, shape in {"transfer": (7, 7, 2048), "finetune": (14, 14, 1024)}.items():
+        assert f"{crops * math.prod(shape) * 4 / 2**30:.0f} GiB in {stage}" in notes
 
 
 def test_cvc_clinicdb_has_29_sequences_of_612_frames_without_gap_or_overlap(monkeypatch):
@@ -119,6 +136,18 @@ def test_only_the_rule_none_gives_up_on_group_disjoint_splits(groups, disjoint):
             "groups.column needs the layout table, but layout.kind is class-folders",
         ),
         ({"layout": {"kind": "table", "file": "x", "image": "y"}}, "layout: takes label (a class an image), mask"),
+        (
+            {"layout": {"kind": "table", "file": "x", "image": "y", "mask": "m", "box": ["a", "b", "c", "d"]}},
+            "layout: takes mask (an image file) or box (columns of pixels), not both",
+        ),
+        (
+            {"layout": {"kind": "table", "file": "x", "image": "y", "box": ["a", "b", "a", "d"]}},
+            "layout: box: ['a', 'b', 'a', 'd'] names a column twice; name those of left, top, width and height",
+        ),
+        (
+            {"layout": {"kind": "table", "file": "x", "image": "y", "box": ["a", "b", "c"]}},
+            "key 'layout.box.3' is missing",
+        ),
         (
             {"layout": {"kind": "table", "file": "x", "image": "y", "mask": "m", "subset": "s", "fold": "f"}},
             "layout: takes subset (train, val, test) or fold (numbers), not both",
@@ -238,6 +267,12 @@ def test_the_copies_of_the_template_are_accepted(folder):
     assert card.readings[1].groups.column == "patient"
 
 
+def test_the_alternatives_of_the_template_are_accepted(folder):
+    (source,) = read_text(folder, TEMPLATE.read_text() + commented("alternatives")[0]).alternatives
+    assert (source.file, source.bytes, source.sha256) == ("my-frames-large.zip", None, None)
+    assert source.md5
+
+
 def test_the_template_explains_every_key():
     text = TEMPLATE.read_text()
     explained = set(re.findall(r"\b([a-z_0-9]+):", text))
@@ -258,11 +293,40 @@ def test_the_template_explains_every_key():
 
 def test_auto_in_the_split_is_what_the_card_says_and_the_rest_is_kept():
     params = read_params(ROOT / "params.yaml").split
-    card = Card.model_validate(CARD | {"split": {"protocol": "official", "near_duplicate_bits": 0}})
-    assert resolve_split(params, card).model_dump() == params.model_dump() | {
-        "protocol": "official",
-        "near_duplicate_bits": 0,
-    }
-    chosen = params.model_copy(update={"protocol": "random", "near_duplicate_bits": 3})
-    assert resolve_split(chosen, card) == chosen
-    assert resolve_split(params, Card.model_validate(CARD)).protocol == "group"
+    says = {"protocol": "official", "folds": 7, "near_duplicate_bits": 0, "validation_per_class": 150}
+    card = Card.model_validate(CARD | {"split": says})
+    assert resolve_split(params, card).model_dump() == params.model_dump() | says
+    for per_class in (None, 20):
+        chosen = params.model_copy(
+            update={"protocol": "random", "folds": 3, "near_duplicate_bits": 3, "validation_per_class": per_class}
+        )
+        assert resolve_split(chosen, card) == chosen
+    silent = {"protocol": "group", "folds": 5, "near_duplicate_bits": 6, "validation_per_class": None}
+    assert resolve_split(params, Card.model_validate(CARD)).model_dump() == params.model_dump() | silent
+
+
+def test_a_test_fold_beyond_the_cards_folds_is_named():
+    params = read_params(ROOT / "params.yaml").split.model_copy(update={"test_fold": 5})
+    wanted = "params.yaml: split: test_fold 5 must be below folds (5, which datasets/tiny-phantom.yaml recommends)"
+    with pytest.raises(InputError) as caught:
+        resolve_split(params, Card.model_validate(CARD))
+    assert str(caught.value) == f"{wanted}; lower it or set split.folds"
+
+
+@pytest.mark.parametrize(
+    ("dataset", "protocol", "folds", "bits", "per_class"),
+    [
+        ("brain-mri-kaggle", "group", 5, 2, None),
+        ("brain-tumor-cheng", "official", 5, 0, None),
+        ("brain-tumor-cheng-windows", "official", 5, 0, None),
+        ("chest-ct", "official", 5, 2, None),
+        ("chest-xray", "official", 5, 0, 150),
+        ("iq-oth-nccd", "group", 5, 2, None),
+        ("phantom", "group", 5, 6, None),
+    ],
+)
+def test_the_data_sets_name_alone_gives_the_published_split(dataset, protocol, folds, bits, per_class, monkeypatch):
+    monkeypatch.chdir(ROOT)
+    split = resolve_split(read_params().split, read_card(dataset))
+    found = (split.protocol, split.folds, split.near_duplicate_bits, split.validation_per_class)
+    assert found == (protocol, folds, bits, per_class)

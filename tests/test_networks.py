@@ -5,15 +5,23 @@ import shutil
 import keras
 import numpy as np
 import pytest
-from tiny_networks import SIZE, lively, tiny_architecture, tiny_crops
+from scipy import special
+from tiny_networks import SIZE, lively, save_official, tiny_architecture, tiny_crops
 
 from lesionlab.errors import InputError
 from lesionlab.files import write_json
 from lesionlab.models.backbones import find_backbone, preprocess
-from lesionlab.models.networks import build_network, freeze, load_backbone_weights, prefix_of, softmax
+from lesionlab.models.networks import (
+    ATTENTION_REDUCTION,
+    build_network,
+    freeze,
+    load_backbone_weights,
+    prefix_of,
+    softmax,
+)
 from lesionlab.models.saved import pad_batch
 
-FLAT = ("vgg16", "mobilenetv2_0.35", "mobilenet_0.25", pytest.param("resnet50", marks=pytest.mark.slow))
+FLAT = ("vgg16", "vgg19", "mobilenetv2_0.35", "mobilenet_0.25", pytest.param("resnet50", marks=pytest.mark.slow))
 
 
 def inputs_for(backbone: str, count: int = 6) -> np.ndarray:
@@ -23,28 +31,11 @@ def inputs_for(backbone: str, count: int = 6) -> np.ndarray:
 def weights_folder(folder, model: keras.Model, backbone: str, file: str = "weights.h5"):
     """A folder as the weights stage writes it, with a file of the format that `file` ends in."""
     folder.mkdir(parents=True)
-    model.save_weights(folder / "x.weights.h5") if file.endswith(".weights.h5") else _save_legacy(model, folder / file)
+    model.save_weights(folder / "x.weights.h5") if file.endswith(".weights.h5") else save_official(model, folder / file)
     if file.endswith(".weights.h5"):
         (folder / "x.weights.h5").rename(folder / file)
     write_json(folder / "weights.json", {"backbone": backbone, "file": file})
     return folder
-
-
-def _save_legacy(model: keras.Model, path) -> None:
-    """The format of the official files: HDF5 groups in the order of the layers."""
-    import h5py
-
-    with h5py.File(path, "w") as file:
-        file.attrs["layer_names"] = [layer.name.encode() for layer in model.layers]
-        file.attrs["backend"] = b"tensorflow"
-        file.attrs["keras_version"] = b"2.1.5"
-        for layer in model.layers:
-            group = file.create_group(layer.name)
-            # As Keras 2 did: trainable weights first, then moving statistics.
-            weights = layer.trainable_weights + layer.non_trainable_weights
-            group.attrs["weight_names"] = [f"{layer.name}/{weight.name}:0".encode() for weight in weights]
-            for weight in weights:
-                group[f"{layer.name}/{weight.name}:0"] = np.asarray(weight)
 
 
 def scrambled(backbone: str, seed: int = 3) -> keras.Model:
@@ -109,6 +100,63 @@ def test_new_batch_normalization_trains_and_a_backbones_does_not():
     assert suffix.get_layer("conv1").activation is keras.activations.linear
 
 
+def gates_of(network: keras.Model, number: int) -> keras.Model:
+    """What a block's attention multiplies its channels by, and what it multiplies, and the product."""
+    attention = network.get_layer(f"attention{number}")
+    return keras.Model(network.input, [*attention.input, attention.output])
+
+
+@pytest.mark.parametrize("batch_normalization", [False, True])
+def test_attention_multiplies_channels_by_gates_that_all_channels_decide(batch_normalization):
+    architecture = tiny_architecture(
+        None, filters=(4, 24), attention=True, batch_normalization=batch_normalization, dense=8
+    )
+    network = build_network(architecture, seed=1)
+    inputs = preprocess(tiny_crops(6)[0], architecture.preprocessing)
+    names = [layer.name for layer in network.layers]
+    for number, (channels, units) in enumerate(((4, 1), (24, 24 // ATTENTION_REDUCTION)), start=1):
+        before = f"relu{number}" if batch_normalization else f"conv{number}"
+        assert names.index(before) < names.index(f"attention{number}") < names.index(f"pool{number}")
+        reduce, gate = (network.get_layer(f"attention{number}_{name}") for name in ("reduce", "gate"))
+        assert (reduce.kernel.shape, gate.kernel.shape) == ((channels, units), (units, channels))
+        shown, gates, product = gates_of(network, number).predict_on_batch(inputs)
+        assert gates.shape == (6, 1, 1, channels)
+        assert 0 < gates.min() < gates.max() < 1
+        np.testing.assert_allclose(product, shown * gates, rtol=1e-6)
+        middle = np.maximum(shown.mean(axis=(1, 2)) @ reduce.kernel.numpy() + reduce.bias.numpy(), 0)
+        expected = special.expit(middle @ gate.kernel.numpy() + gate.bias.numpy())
+        np.testing.assert_allclose(gates[:, 0, 0], expected, rtol=1e-4)
+
+
+def test_attention_changes_what_the_small_cnn_says_and_its_gates_train():
+    plain, attentive = (
+        build_network(tiny_architecture(None, attention=attention), seed=1) for attention in (False, True)
+    )
+    for layer in plain.layers:
+        attentive.get_layer(layer.name).set_weights(layer.get_weights())
+    inputs = preprocess(tiny_crops(6)[0], "tf")
+    assert np.abs(plain.predict_on_batch(inputs) - attentive.predict_on_batch(inputs)).min() > 0
+    gates = attentive.get_layer("attention1_gate")
+    suffix = freeze(attentive, None)
+    assert {id(gates.kernel), id(gates.bias)} <= {id(weight) for weight in suffix.trainable_weights}
+    gates.set_weights([np.zeros_like(weight) for weight in gates.get_weights()])
+    _, opened, _ = gates_of(attentive, 1).predict_on_batch(inputs)
+    np.testing.assert_array_equal(opened, 0.5)
+
+
+SUMS = {"conv1": 28.59079, "conv2": 34.33606, "head_dense": 108.56805, "logits": 4.907619}  # of absolute weights
+
+
+def test_without_attention_the_small_cnn_is_as_it_was_before_there_was_any():
+    """SUMS were written down then: a layer that is built between the old ones would draw from their seed."""
+    network = build_network(tiny_architecture(None), seed=1)
+    names = ["pixels", "conv1", "pool1", "conv2", "pool2", "head_flatten", "head_dense", "head_dropout", "logits"]
+    assert [layer.name for layer in network.layers] == names
+    assert "attention" not in " ".join(weight.path for weight in network.weights)
+    drawn = {name: float(np.abs(network.get_layer(name).kernel).sum()) for name in SUMS}
+    assert drawn == pytest.approx(SUMS, rel=1e-5)
+
+
 def test_a_head_may_hold_convolutions():
     architecture = tiny_architecture("mobilenet_0.25", head_filters=(6, 5), dense=0)
     network = build_network(architecture, seed=1)
@@ -127,7 +175,7 @@ def test_new_layers_follow_from_the_seed():
     assert not np.array_equal(first.get_layer("logits").kernel, other.get_layer("logits").kernel)
 
 
-@pytest.mark.parametrize("backbone", ["vgg16", "mobilenetv2_0.35", "mobilenet_0.25"])
+@pytest.mark.parametrize("backbone", ["vgg16", "vgg19", "mobilenetv2_0.35", "mobilenet_0.25"])
 def test_exactly_the_blocks_behind_the_boundary_train(backbone):
     architecture = tiny_architecture(backbone)
     ends = find_backbone(backbone).block_ends
@@ -194,7 +242,9 @@ def test_training_moves_the_unfrozen_weights_and_no_other(backbone):
     assert len(statistics) > 50
 
 
-@pytest.mark.parametrize("backbone", ["vgg16", "mobilenet_0.25", pytest.param("resnet50", marks=pytest.mark.slow)])
+@pytest.mark.parametrize(
+    "backbone", ["vgg16", "vgg19", "mobilenet_0.25", pytest.param("resnet50", marks=pytest.mark.slow)]
+)
 def test_weight_files_in_the_official_format_load(tmp_path, backbone):
     source = scrambled(backbone)
     folder = weights_folder(tmp_path / "weights", source, backbone, "official_notop.h5")

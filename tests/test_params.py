@@ -24,7 +24,7 @@ def refusal(project, changes: dict) -> str:
 def test_the_repositorys_own_params_are_accepted():
     params = read_params(ROOT / "params.yaml")
     assert params.dataset == "phantom"
-    assert params.split.protocol == "auto"
+    assert params.split.protocol == params.split.folds == params.split.validation_per_class == "auto"
     assert params.model.image_size == "auto"
 
 
@@ -60,6 +60,7 @@ def test_a_number_as_dvc_writes_it_is_a_number(project):
         ({"crop.jitter": float("nan")}, "params.yaml: crop.jitter: Input should be"),
         ({"split.protocol": "patient"}, "params.yaml: split.protocol: Input should be 'auto', 'group', 'random'"),
         ({"split.test_fold": 3}, "params.yaml: split: test_fold 3 must be below folds (3)"),
+        ({"split.validation_per_class": 0}, "params.yaml: split.validation_per_class: Input should be 'auto' (is: 0)"),
         ({"dataset": "../secrets"}, "params.yaml: dataset: String should match pattern"),
         ({"detect.window_sizes": [0.5, 2]}, "params.yaml: detect.window_sizes.1: Input should be less than or equal"),
         ({"detect.max_frames": 0}, "params.yaml: detect.max_frames: Input should be greater than 0 (is: 0)"),
@@ -88,7 +89,8 @@ def test_two_faults_are_two_lines(project):
     refused = refusal(project, {"crop.jiter": 0.1, "split.folds": 2})
     assert refused.splitlines() == [
         "params.yaml: unknown key 'crop.jiter'; did you mean 'jitter'?",
-        "       params.yaml: split.folds: Input should be greater than or equal to 3 (is: 2)",
+        "       params.yaml: split.folds: Input should be 'auto' (is: 2) or Input should be greater than or equal to 3 "
+        "(is: 2)",
     ]
 
 

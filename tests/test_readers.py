@@ -13,7 +13,7 @@ from PIL import Image
 from tiny import CARD, ROOT
 
 from lesionlab.data.cards import Card, read_card
-from lesionlab.data.readers import BrokenImageError, read_frames, read_mask, read_rgb
+from lesionlab.data.readers import Boxes, BrokenImageError, read_frames, read_mask, read_rgb
 from lesionlab.errors import InputError
 
 MASK_PAIRS = {"kind": "mask-pairs", "folders": [["images", "masks"]]}
@@ -637,6 +637,96 @@ def test_a_table_of_labels_and_masks_keeps_both(tmp_path):
     add_table(tmp_path, [rows[0] | {"part": "3.0"}])
     refused = refusal(card, tmp_path)
     assert refused.startswith(f"{tmp_path}/index.csv: fold '3.0' of 1.png in column 'part' is no number")
+
+
+BOX = {"kind": "table", "file": "index.csv", "image": "path", "box": ["left", "top", "wide", "high"]}
+
+
+def box_row(path: str, *cells: object, patient: str = "p", **further: str) -> dict:
+    """A row of a table of boxes; no cells: no lesion."""
+    return {"path": path, "patient": patient} | dict(zip(BOX["box"], cells or ("",) * 4, strict=True)) | further
+
+
+def test_a_table_of_boxes_has_a_row_a_box(tmp_path):
+    """Rows of one image need not follow each other, and edges between pixels are rounded."""
+    rows = [
+        box_row("2.png", 1, 2, 3, 4),
+        box_row("1.png", "", " ", "", "", patient="q"),
+        box_row("3.png", 0, 0, 10, 8),
+        box_row("2.png", "6.4", "0.0", "2.2", "2.6"),
+    ]
+    add_table(tmp_path / "release", rows)
+    frames = read_frames(make_card(BOX, {"column": "patient"}), tmp_path)
+    table = tmp_path / "release" / "index.csv"
+    assert [(f.name, f.label, f.group, f.mask) for f in frames] == [
+        ("release/1.png", None, "q", Boxes(table, ())),
+        ("release/2.png", None, "p", Boxes(table, ((1, 2, 3, 4), (6, 0, 3, 3)))),
+        ("release/3.png", None, "p", Boxes(table, ((0, 0, 10, 8),))),
+    ]
+    none, two, full = (read_mask(frame.mask, 127, (10, 8), frame.image) for frame in frames)
+    expected = np.zeros((8, 10), bool)
+    expected[2:6, 1:4] = expected[0:3, 6:9] = True
+    assert two.dtype == bool
+    np.testing.assert_array_equal(two, expected)
+    assert (none.any(), full.all()) == (False, True)
+
+
+def test_a_table_of_labels_and_boxes_keeps_both(tmp_path):
+    layout = BOX | {"label": "diagnosis", "subset": "split", "columns": ["centre"]}
+    ill = {"diagnosis": "1", "split": "test", "centre": "north"}
+    rows = [box_row("1.png", 1, 2, 3, 4, **ill), box_row("1.png", 5, 2, 3, 4, **ill)]
+    rows.append(box_row("2.png", diagnosis="0", split="train", centre=""))
+    add_table(tmp_path, rows)
+    card = make_card(layout, {"column": "patient"}, ("0", "1"))
+    frames = read_frames(card, tmp_path)
+    assert [(f.label, len(f.mask.boxes), f.official, f.further) for f in frames] == [
+        ("1", 2, "test", {"centre": "north"}),
+        ("0", 0, "train", {"centre": ""}),
+    ]
+    assert (card.whole_images, card.detection) == (True, "none")
+    for column, other in (("diagnosis", "0"), ("split", "train"), ("centre", "south")):
+        add_table(tmp_path, [rows[0], rows[1] | {column: other}, rows[2]])
+        expected = f"the rows of 1.png differ in column '{column}' ('{rows[1][column]}' and '{other}'); boxes of one"
+        assert refusal(card, tmp_path).startswith(f"{tmp_path}/index.csv: {expected}")
+
+
+@pytest.mark.parametrize(
+    ("rows", "message"),
+    [
+        ([box_row("1.png", 1, "2 px", 3, 4)], "1.png has '2 px' in column 'top', which is no number of pixels; c"),
+        ([box_row("1.png", 1, 2, "nan", 4)], "1.png has 'nan' in column 'wide', which is no number of pixels; correct"),
+        ([box_row("1.png", 1, 2, "", 4)], "1.png has '' in column 'wide', which is no number of pixels; correct it"),
+        ([box_row("1.png", 1, 2, 3, 0)], "1.png has a box of width 3 and height 0; correct it (a pixel at least), or"),
+        ([box_row("1.png", 1, 2, -3, 4)], "1.png has a box of width -3 and height 4; correct it (a pixel at least)"),
+        (
+            [box_row("1.png", 1, 2, 3, 4), box_row("1.png", 1, 2, 3, 4, patient="q")],
+            "the rows of 1.png differ in their group ('p' and 'q'); boxes of one image share it: correct the rows",
+        ),
+        (
+            [box_row("1.png", 1, 2, 3, 4), box_row("1.png")],
+            "1.png has 2 rows but boxes in 1; keep one row where there is no lesion, and one for each box where",
+        ),
+        ([box_row("1.png"), box_row("1.png")], "1.png has 2 rows but boxes in 0; keep one row where there is"),
+        ([{"path": "1.png", "patient": "p"}], "column 'left' is missing (has: path, patient)"),
+    ],
+)
+def test_a_wrong_table_of_boxes_names_the_row_and_the_remedy(tmp_path, rows, message):
+    add_table(tmp_path, rows)
+    refused = refusal(make_card(BOX, {"column": "patient"}), tmp_path)
+    assert refused.startswith(f"{tmp_path}/index.csv: {message}")
+
+
+@pytest.mark.parametrize("box", [(-1, 0, 4, 4), (0, -1, 4, 4), (7, 0, 4, 4), (0, 5, 4, 4)])
+def test_a_box_outside_of_its_image_names_both(tmp_path, box):
+    add_table(tmp_path, [box_row("1.png", 0, 0, 10, 8), box_row("1.png", *box)])
+    (frame,) = read_frames(make_card(BOX, {"column": "patient"}), tmp_path)
+    x, y, _, _ = box
+    with pytest.raises(InputError) as caught:
+        read_mask(frame.mask, 127, (10, 8), frame.image)
+    assert str(caught.value) == (
+        f"{tmp_path}/index.csv: box x {x}, y {y}, width 4, height 4 reaches outside of {tmp_path}/1.png, which is "
+        "10x8 pixels; correct the row, or take it out"
+    )
 
 
 def test_rows_that_follow_each_other_and_agree_are_a_run(tmp_path):

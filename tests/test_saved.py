@@ -47,6 +47,24 @@ def test_the_same_logits_come_back_bit_for_bit(tmp_path, backbone):
     np.testing.assert_array_equal(before, after)
 
 
+def test_attention_comes_back_and_a_model_from_before_it_has_none(tmp_path):
+    images, _ = tiny_crops(BATCH)
+    for attention in (True, False):
+        folder = tmp_path / str(attention)
+        classifier = a_classifier(architecture=tiny_architecture(None, attention=attention))
+        save_classifier(folder, classifier)
+        expected = classifier.logits(images, BATCH)
+        np.testing.assert_array_equal(load_classifier(folder).logits(images, BATCH), expected)
+        architecture = json.loads((folder / "model.json").read_text())["architecture"]
+        assert architecture.pop("attention") is attention
+        change_json(folder, architecture=architecture)
+        if attention:
+            with pytest.raises(InputError, match=r"does not fit the network that .* describes"):
+                load_classifier(folder)
+        else:
+            np.testing.assert_array_equal(load_classifier(folder).logits(images, BATCH), expected)
+
+
 def test_the_description_comes_back(saved):
     description = load_classifier(saved).description
     assert description.architecture == tiny_architecture("mobilenet_0.25")

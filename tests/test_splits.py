@@ -23,7 +23,8 @@ from lesionlab.data.splits import (
 from lesionlab.errors import InputError
 from lesionlab.params import Params, SplitParams
 
-PARAMS = Params.model_validate(small_params({"split.protocol": "group", "split.near_duplicate_bits": 6})).split
+RESOLVED = {"split.protocol": "group", "split.near_duplicate_bits": 6, "split.validation_per_class": None}
+PARAMS = Params.model_validate(small_params(RESOLVED)).split
 
 
 def protocol(name: str, **changes: object) -> SplitParams:
@@ -365,6 +366,18 @@ def test_a_published_validation_subset_can_be_ignored():
     assert index["label"][table["subset"] == "val"].value_counts().to_dict() == {"a": 8, "b": 8}
     by_fold = assign_folds(index, protocol("official", official_validation=False), 42)
     assert (by_fold["subset"] == "val").tolist() == (by_fold["fold"] == 0).tolist()
+
+
+@pytest.mark.parametrize("changes", [{}, {"official_validation": False, "validation_per_class": 8}])
+def test_folds_that_would_all_be_the_same_published_subsets_are_refused(changes):
+    assign_folds(official_index(), protocol("official", **changes), 42)
+    with pytest.raises(InputError, match=r"test_fold is 1, but .* one test and one validation subset,"):
+        assign_folds(official_index(), protocol("official", test_fold=1, **changes), 42)
+    drawn = [
+        assign_folds(official_index(), protocol("official", official_validation=False, test_fold=fold), 42)
+        for fold in (0, 1)
+    ]
+    assert drawn[0]["subset"].ne(drawn[1]["subset"]).any()
 
 
 def test_more_validation_than_there_is_leaves_no_training_and_is_named():

@@ -1,5 +1,8 @@
 """Small crops, tasks and networks for tests; importing this starts Keras as a stage does."""
 
+from pathlib import Path
+
+import h5py
 import keras
 import numpy as np
 from tiny import small_params
@@ -67,6 +70,21 @@ def lively(network: keras.Model, architecture: Architecture) -> keras.Model:
     for layer, weights in zip(normalising, _LIVELY[key], strict=True):
         layer.set_weights(weights)
     return network
+
+
+def save_official(model: keras.Model, path: Path) -> None:
+    """The format of the official files of keras.applications: HDF5 groups in the order of the layers."""
+    with h5py.File(path, "w") as file:
+        file.attrs["layer_names"] = [layer.name.encode() for layer in model.layers]
+        file.attrs["backend"] = b"tensorflow"
+        file.attrs["keras_version"] = b"2.1.5"
+        for layer in model.layers:
+            group = file.create_group(layer.name)
+            # As Keras 2 did: trainable weights first, then moving statistics.
+            weights = layer.trainable_weights + layer.non_trainable_weights
+            group.attrs["weight_names"] = [f"{layer.name}/{weight.name}:0".encode() for weight in weights]
+            for weight in weights:
+                group[f"{layer.name}/{weight.name}:0"] = np.asarray(weight)
 
 
 def train(

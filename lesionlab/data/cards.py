@@ -62,6 +62,8 @@ class Table(Section):
     Images have a label, or a mask from which lesions are cut out, or both: then the whole image is of the class, and
     the mask says where it is to be seen. The column `subset` holds train, val, test or nothing; `fold` a number.
 
+    box: in place of a mask, columns of a lesion's left, top, width and height in pixels. Further rows of an image are
+    further boxes of it; cells that are all empty say that it holds no lesion.
     columns: further ones that go into the crops' index as text, for `evaluate.subgroups`; cells may be empty.
     """
 
@@ -70,14 +72,19 @@ class Table(Section):
     image: str
     label: str | None = None
     mask: str | None = None
+    box: tuple[str, str, str, str] | None = None
     subset: str | None = None
     fold: str | None = None
     columns: tuple[Annotated[str, Field(min_length=1)], ...] = ()
 
     @model_validator(mode="after")
     def _columns_fit(self) -> "Table":
-        if self.label is None and self.mask is None:
-            raise ValueError("takes label (a class an image), mask (lesions are cut out) or both")
+        if self.label is None and self.mask is None and self.box is None:
+            raise ValueError("takes label (a class an image), mask or box (lesions are cut out), or label and one more")
+        if self.mask is not None and self.box is not None:
+            raise ValueError("takes mask (an image file) or box (columns of pixels), not both")
+        if self.box is not None and len(set(self.box)) < len(self.box):
+            raise ValueError(f"box: {list(self.box)} names a column twice; name those of left, top, width and height")
         if self.subset is not None and self.fold is not None:
             raise ValueError("takes subset (train, val, test) or fold (numbers), not both")
         if len(set(self.columns)) < len(self.columns):
@@ -205,17 +212,22 @@ class Recommended(Section):
 class RecommendedSplit(Section):
     """What `auto` in params.yaml's `split` section means for this data set.
 
+    folds: how many; where the release numbers folds, as many as those. validation_per_class: as in params.yaml.
     near_duplicate_bits: perceptual hashes that differ in at most this many of 64 bits are one picture. Video frames
-    need 6; between slices or films, which all look alike, even 2 join pictures of different patients.
+    need 6; between slices or films, which all look alike, even 2 join pictures of different patients: 0 where patients
+    are known, 2 where they are not and groups are better too large than too small.
     """
 
     protocol: Literal["group", "official"] = "group"
+    folds: Annotated[int, Field(ge=3)] = 5
     near_duplicate_bits: Annotated[int, Field(ge=0, le=16)] = 6
+    validation_per_class: PositiveInt | None = None
 
 
 class Card(Section):
     """A data set: where from, how read, who must stay together.
 
+    alternatives: further files of the publisher; one that `download.source` names by URL is checked as it says here.
     tile: side in pixels of the images of the original release, for maps of larger pictures (`detect: tiles`).
     """
 
@@ -226,6 +238,7 @@ class Card(Section):
     citation: str
     notes: tuple[str, ...] = ()
     sources: tuple[Source, ...] = ()
+    alternatives: tuple[Source, ...] = ()
     obtain: str | None = None
     layout: Layout
     classes: Annotated[list[str], Field(min_length=2)]
@@ -250,7 +263,7 @@ class Card(Section):
                         )
             if not reading.whole_images and len(self.classes) != 2:
                 raise ValueError(
-                    f"classes: {self.classes} must be two with masks: without lesion first, with lesion last"
+                    f"classes: {self.classes} must be two with masks or boxes: without lesion first, with lesion last"
                 )
             if reading.whole_images != self.whole_images:
                 raise ValueError("copies: give labels where layout does, or cut windows where layout does")
@@ -320,6 +333,16 @@ def resolve_model(model: ModelParams, card: Card) -> Recommended:
 
 
 def resolve_split(split: SplitParams, card: Card) -> SplitParams:
-    """The split of this run: what params.yaml says, and for `auto` what the card recommends."""
+    """The split of this run: what params.yaml says, and for `auto` what the card recommends.
+
+    Raises InputError when the card recommends fewer folds than test_fold needs.
+    """
     recommended = card.split.model_dump()
-    return split.model_copy(update={name: recommended[name] for name in recommended if getattr(split, name) == "auto"})
+    automatic = [name for name in recommended if getattr(split, name) == "auto"]
+    resolved = split.model_copy(update={name: recommended[name] for name in automatic})
+    if resolved.test_fold >= resolved.folds:
+        raise InputError(
+            f"params.yaml: split: test_fold {resolved.test_fold} must be below folds ({resolved.folds}, which "
+            f"{card_path(card.name)} recommends); lower it or set split.folds"
+        )
+    return resolved

@@ -232,7 +232,7 @@ def frame_digest(pixels: np.ndarray) -> str:
 def crop_frame(frame: Frame, classes: list[str], params: CropParams, size: int, seed: int) -> FrameCrops:
     """All crops of one frame; the draw depends on the seed and the frame's name alone.
 
-    Raises InputError when image or mask cannot be read or differ in size.
+    Raises InputError when image or mask cannot be read or differ in size, or when a box reaches outside of the image.
     """
     pixels = read_rgb(frame.image)
     image = Image.fromarray(pixels)
@@ -348,8 +348,8 @@ def crop_all(
         for name in card.classes:
             if not (index["label"] == name).any():
                 raise InputError(
-                    f"{raw}: no crop of class '{name}'; check the masks, {card_path(card.name)} and the section crop "
-                    "of params.yaml"
+                    f"{raw}: no crop of class '{name}'; check the masks or boxes, {card_path(card.name)} and the "
+                    "section crop of params.yaml"
                 )
         write_table(temporary / "index.csv", index)
     return index, skipped

@@ -2,6 +2,7 @@
 
 import filecmp
 import glob
+import math
 import os
 import re
 import struct
@@ -50,19 +51,31 @@ class OtherLayoutError(InputError):
 
 
 @dataclass(frozen=True)
+class Boxes:
+    """Lesions of one frame that a table gives as boxes: x, y, width, height in pixels. Without any: no lesion.
+
+    file: the table. Where boxes touch or overlap, they are one lesion, as they would be in a mask.
+    """
+
+    file: Path
+    boxes: tuple[tuple[int, int, int, int], ...]
+
+
+@dataclass(frozen=True)
 class Frame:
     """One raw image.
 
     name: path below the raw folder, with forward slashes. label: its class, where the whole image has one. mask: its
-    lesion mask; with a label it says where the class is to be seen, without one windows are cut around the lesions.
-    group: who it must stay with ("" under the rules `none` and `near-duplicates`: itself). official: subset of the
-    published split or number of the published fold, as text; "" where there is none. further: cells of the columns
-    that the card's layout adds to the crops' index, "" where they are empty.
+    lesions, as an image file or as boxes that `read_mask` fills; with a label it says where the class is to be seen,
+    without one windows are cut around the lesions. group: who it must stay with ("" under the rules `none` and
+    `near-duplicates`: itself). official: subset of the published split or number of the published fold, as text; ""
+    where there is none. further: cells of the columns that the card's layout adds to the crops' index, "" where they
+    are empty.
     """
 
     name: str
     image: Path
-    mask: Path | None
+    mask: Path | Boxes | None
     label: str | None
     group: str
     official: str
@@ -186,18 +199,33 @@ def darkest(image: np.ndarray) -> np.ndarray:
     return np.minimum(np.minimum(image[..., 0], image[..., 1]), image[..., 2])
 
 
-def read_mask(path: Path, threshold: int, size: tuple[int, int], image: Path) -> np.ndarray:
-    """Decode a mask to (height, width) bool: grey level above `threshold`.
+def read_mask(given: Path | Boxes, threshold: int, size: tuple[int, int], image: Path) -> np.ndarray:
+    """The mask of a frame, (height, width) bool: grey level above `threshold` in its file, or its boxes filled.
 
-    size: (width, height) of the image that it belongs to. Raises InputError when the mask has another.
+    size: (width, height) of the image that it belongs to. Raises InputError when the file has another, or when a box
+    reaches outside of it.
     """
-    pixels = _decode(path, ("RGB", "L"))
+    if isinstance(given, Boxes):
+        return _filled(given, size, image)
+    pixels = _decode(given, ("RGB", "L"))
     mask = (pixels if pixels.ndim == 2 else brightest(pixels)) > threshold
     if mask.shape[::-1] != size:
         raise InputError(
-            f"{path}: mask is {mask.shape[1]}x{mask.shape[0]} pixels but {image} is {size[0]}x{size[1]}; "
+            f"{given}: mask is {mask.shape[1]}x{mask.shape[0]} pixels but {image} is {size[0]}x{size[1]}; "
             "both must have the same size: export the mask again, or take both files out"
         )
+    return mask
+
+
+def _filled(given: Boxes, size: tuple[int, int], image: Path) -> np.ndarray:
+    mask = np.zeros(size[::-1], bool)
+    for x, y, width, height in given.boxes:
+        if x < 0 or y < 0 or x + width > size[0] or y + height > size[1]:
+            raise InputError(
+                f"{given.file}: box x {x}, y {y}, width {width}, height {height} reaches outside of {image}, which is "
+                f"{size[0]}x{size[1]} pixels; correct the row, or take it out"
+            )
+        mask[y : y + height, x : x + width] = True
     return mask
 
 
@@ -301,7 +329,8 @@ def _read_table(card: Card, reading: Reading, raw: Path) -> list[Frame]:
         raise OtherLayoutError(f"{raw}: no {layout.file}, which layout.file in {card_path(card.name)} names")
     column_of_group = rule.column if isinstance(rule, GroupRule) and rule.file is None else None
     runs = rule.runs if isinstance(rule, GroupRule) and rule.runs else []
-    wanted = [layout.image, layout.label, layout.mask, column_of_group, *runs, layout.subset, layout.fold]
+    lesion = [layout.mask, *(layout.box or ())]
+    wanted = [layout.image, layout.label, *lesion, column_of_group, *runs, layout.subset, layout.fold]
     columns = tuple(dict.fromkeys(column for column in [*wanted, *layout.columns] if column is not None))
     table = read_table(file, columns, text=columns)
     if runs:
@@ -315,13 +344,8 @@ def _read_table(card: Card, reading: Reading, raw: Path) -> list[Frame]:
     frames = []
     for row, group in zip(table.to_dict("records"), group_of_row, strict=True):
         path = file.parent / row[layout.image]
-        mask = file.parent / row[layout.mask] if layout.mask and row[layout.mask] else None
-        if layout.label is None and mask is None:
-            raise InputError(
-                f"{file}: {row[layout.image]} has no mask in column '{layout.mask}'; name a mask (black where there "
-                "is no lesion), or take the row out"
-            )
-        for needed in filter(None, (path, mask)):
+        mask = _mask_of_row(layout, row, file)
+        for needed in (path, mask) if isinstance(mask, Path) else (path,):
             if not needed.is_file():
                 raise InputError(f"{file}: names {needed}, which does not exist; add it, or take the row out")
             if _name_below(raw, needed).startswith(("../", "/")):
@@ -334,7 +358,80 @@ def _read_table(card: Card, reading: Reading, raw: Path) -> list[Frame]:
             )
         further = {name: row[name].strip() for name in layout.columns}
         frames.append(Frame(_name_below(raw, path), path, mask, label, group, _official(layout, row, file), further))
-    return frames
+    return _with_all_boxes(frames, layout, file) if layout.box else frames
+
+
+def _mask_of_row(layout: Table, row: dict[str, str], file: Path) -> Path | Boxes | None:
+    """Where the lesions of a row's image are; None where a row with a label does not say it."""
+    if layout.box:
+        return Boxes(file, _box_of_row(layout.box, row, f"{file}: {row[layout.image]}"))
+    if layout.mask and row[layout.mask]:
+        return file.parent / row[layout.mask]
+    if layout.label is None:
+        raise InputError(
+            f"{file}: {row[layout.image]} has no mask in column '{layout.mask}'; name a mask (black where there "
+            "is no lesion), or take the row out"
+        )
+    return None
+
+
+def _box_of_row(columns: tuple[str, ...], row: dict[str, str], where: str) -> tuple[tuple[int, int, int, int], ...]:
+    """The box of a row in whole pixels, or none where its cells are empty."""
+    cells = [row[column].strip() for column in columns]
+    if not any(cells):
+        return ()
+    numbers = []
+    for column, cell in zip(columns, cells, strict=True):
+        try:
+            numbers.append(float(cell))
+        except ValueError:
+            numbers.append(math.nan)
+        if not math.isfinite(numbers[-1]):
+            raise InputError(
+                f"{where} has '{cell}' in column '{column}', which is no number of pixels; correct it, or leave all "
+                f"of {', '.join(columns)} empty where there is no lesion"
+            )
+    left, top, right, bottom = (round(n) for n in (*numbers[:2], numbers[0] + numbers[2], numbers[1] + numbers[3]))
+    if right <= left or bottom <= top:
+        raise InputError(
+            f"{where} has a box of width {cells[2]} and height {cells[3]}; correct it (a pixel at least), or leave all "
+            f"of {', '.join(columns)} empty where there is no lesion"
+        )
+    return ((left, top, right - left, bottom - top),)
+
+
+def _with_all_boxes(frames: list[Frame], layout: Table, file: Path) -> list[Frame]:
+    """One frame an image, with the boxes of all its rows, which must agree in everything else."""
+    rows_of: dict[str, list[Frame]] = {}
+    for frame in frames:
+        rows_of.setdefault(frame.name, []).append(frame)
+    merged = []
+    for name, rows in rows_of.items():
+        first, boxes = rows[0], tuple(box for row in rows for box in row.mask.boxes)
+        for row in rows[1:]:
+            for column, (one, other) in _cells_of_image(layout, first, row).items():
+                if one != other:
+                    raise InputError(
+                        f"{file}: the rows of {name} differ in {column} ('{one}' and '{other}'); boxes of one image "
+                        "share it: correct the rows"
+                    )
+        if len(boxes) < len(rows) and len(rows) > 1:
+            raise InputError(
+                f"{file}: {name} has {len(rows)} rows but boxes in {len(boxes)}; keep one row where there is no "
+                "lesion, and one for each box where there are lesions"
+            )
+        merged.append(replace(first, mask=Boxes(file, boxes)))
+    return merged
+
+
+def _cells_of_image(layout: Table, one: Frame, other: Frame) -> dict[str, tuple[str | None, str | None]]:
+    """What two rows say about their image, by what a user would call it."""
+    cells = {
+        f"column '{layout.label}'": (one.label, other.label),
+        f"column '{layout.subset or layout.fold}'": (one.official, other.official),
+        "their group": (one.group, other.group),
+    }
+    return cells | {f"column '{name}'": (one.further[name], other.further[name]) for name in layout.columns}
 
 
 def _official(layout: Table, row: dict[str, str], file: Path) -> str:

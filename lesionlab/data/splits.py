@@ -80,8 +80,9 @@ def assign_folds(index: pd.DataFrame, params: SplitParams, seed: int) -> pd.Data
     drop_duplicates: subset `none` for what repeats a crop that counts more, see `_drop_duplicates`.
     shuffle_labels: one more column, label, that counts in place of the index's.
 
-    index: as the crop stage writes it, with the column digest of `crop_digests`.
-    Raises InputError when a class has fewer groups than folds or the data set has no official split.
+    index: as the crop stage writes it, with the column digest of `crop_digests`. params: of `resolve_split`, no `auto`.
+    Raises InputError when a class has fewer groups than folds, or the data set has no official split,
+    or, with a later fold than the first, one that is the same for every fold.
     Source of the method: sklearn.model_selection.StratifiedGroupKFold.
     """
     joined = join_near_duplicates(index, params.near_duplicate_bits)
@@ -97,6 +98,11 @@ def assign_folds(index: pd.DataFrame, params: SplitParams, seed: int) -> pd.Data
     official_subsets = (published == "test").any()
     test = published == "test" if official_subsets else folds == params.test_fold
     val = (published == "val") & params.official_validation
+    if params.test_fold and official_subsets and (val.any() or params.validation_per_class):
+        raise InputError(
+            f"params.yaml: split.test_fold is {params.test_fold}, but under split.protocol official the data set has "
+            "one test and one validation subset, whatever the fold; take fold 0 (studies: folds: [0]) or protocol group"
+        )
     if params.validation_per_class:
         val |= _draw_validation(index, groups, ~test & ~val, params.validation_per_class, seed)
     elif not val.any():

@@ -15,18 +15,20 @@ from lesionlab.seeds import derive_seed
 
 HEAD_CONVOLUTION = "head_conv"  # with a number: the convolutions of a head
 NEW_NORMALIZATION = "new_norm"  # with a number: normalization that has no statistics yet, and so must train
+ATTENTION_REDUCTION = 8  # channels of a block for each unit of its attention's middle layer
 
 
 class Architecture(Section):
     """What to build. backbone None: the small CNN; otherwise a head on that backbone.
 
-    filters, batch_normalization: of the small CNN. head_filters: of convolutions in front of the head's pooling.
-    dense: units of the head's hidden layer, 0 for none. image_size: pixels.
+    filters, batch_normalization, attention: of the small CNN. head_filters: of convolutions in front of the head's
+    pooling. dense: units of the head's hidden layer, 0 for none. image_size: pixels.
     """
 
     backbone: str | None
     filters: tuple[int, ...] = ()
     batch_normalization: bool = False
+    attention: bool = False
     head_filters: tuple[int, ...] = ()
     pooling: Literal["average", "flatten"] = "average"
     dense: int
@@ -140,9 +142,27 @@ def _small_cnn(architecture: Architecture) -> keras.Model:
             # Keras's momentum of 0.99 leaves the statistics behind for hundreds of steps, longer than small sets train.
             x = keras.layers.BatchNormalization(momentum=0.9, name=f"{NEW_NORMALIZATION}{number}")(x)
             x = keras.layers.ReLU(name=f"relu{number}")(x)
+        if architecture.attention:
+            x = _channel_attention(x, number)
         x = keras.layers.MaxPooling2D(name=f"pool{number}")(x)
     x = keras.layers.Flatten(name="head_flatten")(x)
     return keras.Model(inputs, _head(x, architecture), name="small_cnn")
+
+
+def _channel_attention(x: keras.KerasTensor, number: int) -> keras.KerasTensor:
+    """Squeeze and excitation: each channel of a map times a gate in (0, 1) that the means of all channels decide.
+
+    Source: Hu, Shen, Sun: Squeeze-and-Excitation Networks, CVPR 2018. There the middle layer has a unit for 16
+    channels, in networks whose layers have 64 and more; here they have fewer, so ATTENTION_REDUCTION is half of that.
+    """
+    channels = x.shape[-1]
+    name = f"attention{number}"
+    gate = keras.layers.GlobalAveragePooling2D(name=f"{name}_squeeze")(x)
+    units = max(1, channels // ATTENTION_REDUCTION)
+    gate = keras.layers.Dense(units, activation="relu", name=f"{name}_reduce")(gate)
+    gate = keras.layers.Dense(channels, activation="sigmoid", name=f"{name}_gate")(gate)
+    gate = keras.layers.Reshape((1, 1, channels), name=f"{name}_shape")(gate)
+    return keras.layers.Multiply(name=name)([x, gate])
 
 
 def _head(x: keras.KerasTensor, architecture: Architecture) -> keras.KerasTensor:
