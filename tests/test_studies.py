@@ -3,6 +3,7 @@
 import json
 import os
 import shutil
+import signal
 import sqlite3
 import subprocess
 import sys
@@ -13,9 +14,11 @@ import numpy as np
 import pandas as pd
 import pytest
 from scipy.stats import entropy
+from sklearn.metrics import log_loss
 from test_dvc_yaml import HARMLESS, HARMLESS_TO, ROOT, declared, imported_by_stage, params_line
 from tiny import DATASET, read_yaml_file, small_params, write_card, write_yaml_file
 
+from lesionlab.data.cards import read_card, resolve_split
 from lesionlab.errors import InputError
 from lesionlab.evaluation.metrics import Scores
 from lesionlab.params import Overlay, Params, read_params, read_yaml
@@ -111,6 +114,17 @@ def test_a_studys_params_are_accepted(study, monkeypatch):
     for cell in (None, *(f"{group}.{name}" for group in ("cnns", "backbones") for name in getattr(content, group, {}))):
         assert read_params(overlay=Overlay(path, cell)).dataset == "phantom"
     assert read_yaml_file(ROOT / "studies" / study / "dvc.yaml")["vars"] == [{"study": f"studies/{study}"}]
+
+
+@pytest.mark.parametrize("study", [study for study in MODULES if study != "leakage"])
+def test_a_study_of_another_data_set_takes_its_published_split(study, monkeypatch):
+    monkeypatch.chdir(ROOT)
+    path, card = Path("studies") / study / "params.yaml", read_card("brain-tumor-cheng")
+    split = resolve_split(read_params(overlay=Overlay(path, None, (f"dataset={card.name}",))).split, card)
+    assert (split.protocol, split.folds, split.near_duplicate_bits) == ("official", 5, 0)
+    given = ("split.protocol=group", "split.folds=3", "split.validation_per_class=60")
+    split = resolve_split(read_params(overlay=Overlay(path, None, given)).split, card)
+    assert (split.protocol, split.folds, split.validation_per_class) == ("group", 3, 60)
 
 
 # Predictions
@@ -311,6 +325,14 @@ def test_variants_are_rows_with_size_seconds_and_intervals(paths, params):
         assert (table[f"{name}_low"] <= table[name]).all()
         assert (table[name] <= table[f"{name}_high"]).all()
     assert table["loss"].iloc[1] < table["loss"].iloc[0]
+    test = read_predictions(paths.predictions / "dense.csv").test
+    assert table["loss"].iloc[0] == pytest.approx(log_loss(test.labels, test.probabilities), abs=1e-5)
+    others = cell_intervals(test, 400, params.seed).loc["accuracy"]
+    assert (table["accuracy_low"].iloc[0], table["accuracy_high"].iloc[0]) == pytest.approx(
+        (others["low"], others["high"])
+    )
+    row = table.iloc[0]
+    assert f"| {row['loss']:.3f} [{row['loss_low']:.3f}, {row['loss_high']:.3f}] |" in text
     assert "Lowest validation loss: backbone" in text
 
 
@@ -396,12 +418,16 @@ def test_what_is_no_model_has_no_models_colour():
 # As a user runs it
 
 
-def run(folder: Path, *command: str) -> str:
+def environment() -> dict[str, str]:
+    """Of a user who has no settings for DVC, MLflow and Git."""
     environment = {key: value for key, value in os.environ.items() if not key.startswith(("DVC_", "MLFLOW_", "GIT_"))}
     environment["PATH"] = f"{Path(sys.executable).parent}{os.pathsep}{environment['PATH']}"
     environment |= dict.fromkeys(("GIT_AUTHOR_NAME", "GIT_COMMITTER_NAME"), "test")
-    environment |= dict.fromkeys(("GIT_AUTHOR_EMAIL", "GIT_COMMITTER_EMAIL"), "test@example.org")
-    result = subprocess.run(command, cwd=folder, env=environment, capture_output=True, text=True, timeout=900)
+    return environment | dict.fromkeys(("GIT_AUTHOR_EMAIL", "GIT_COMMITTER_EMAIL"), "test@example.org")
+
+
+def run(folder: Path, *command: str) -> str:
+    result = subprocess.run(command, cwd=folder, env=environment(), capture_output=True, text=True, timeout=900)
     assert result.returncode == 0, f"{command}\n{result.stdout}\n{result.stderr}"
     return result.stdout + result.stderr
 
@@ -410,9 +436,8 @@ def ran(output: str) -> set[str]:
     return {line.split("'")[1].split(":")[-1] for line in output.splitlines() if line.startswith("Running stage")}
 
 
-@pytest.mark.slow
-def test_a_study_runs_by_experiments_and_only_what_a_change_reaches(tmp_path):
-    folder = tmp_path / "lesion lab"
+def small_blockwise(folder: Path, blocks: list[int]) -> Path:
+    """A committed copy of the repository whose blockwise study is small; returns the study's folder."""
     listed = subprocess.run(
         ["git", "ls-files", "-co", "--exclude-standard", "-z"], cwd=ROOT, capture_output=True, check=True
     ).stdout.decode()
@@ -421,9 +446,9 @@ def test_a_study_runs_by_experiments_and_only_what_a_change_reaches(tmp_path):
             (folder / name).parent.mkdir(parents=True, exist_ok=True)
             shutil.copy(ROOT / name, folder / name)
     write_yaml_file(folder / "params.yaml", small_params())
-    write_card(folder, DATASET)
+    write_card(folder, DATASET, split={"folds": 3})
     study = folder / "studies/blockwise"
-    content = read_yaml_file(study / "params.yaml") | {"folds": [0], "blocks": [2]}
+    content = read_yaml_file(study / "params.yaml") | {"folds": [0], "blocks": blocks}
     content["set"] |= {"dataset": DATASET, "augment": {"copies": 1}}
     for name in ("transfer", "finetune"):
         content["set"][name] |= {"epochs": 1}
@@ -431,6 +456,54 @@ def test_a_study_runs_by_experiments_and_only_what_a_change_reaches(tmp_path):
     run(folder, "git", "init", "-q")
     run(folder, "git", "add", "-A")
     run(folder, "git", "commit", "-qm", "small")
+    return study
+
+
+def kill_at_second(stage: str, folder: Path, *command: str) -> list[str]:
+    """Run until the second cell of a stage starts, then kill it and all that it started; returns what ran, in order."""
+    started = []
+    with subprocess.Popen(
+        command,
+        cwd=folder,
+        env=environment(),
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        text=True,
+        start_new_session=True,
+    ) as process:
+        for line in process.stdout:
+            started += ran(line)
+            if sum(name.startswith(f"{stage}@") for name in started) == 2:
+                break
+        os.killpg(process.pid, signal.SIGKILL)
+    assert process.returncode == -signal.SIGKILL, started
+    return started
+
+
+@pytest.mark.slow
+def test_a_killed_study_goes_on_with_the_cells_that_are_missing(tmp_path):
+    folder = tmp_path / "lesion lab"
+    study = small_blockwise(folder, blocks=[1, 2])
+    repro = ("dvc", "repro", "studies/blockwise/dvc.yaml")
+    *finished, missing = kill_at_second("finetune", folder, *repro)
+    done = next(name for name in finished if name.startswith("finetune@")).removeprefix("finetune@")
+    assert {f"finetune@{done}", missing} == {"finetune@1-0", "finetune@2-0"}
+    weights = study / "models" / done / "model.weights.h5"
+    written = weights.stat().st_mtime_ns
+    assert not (study / "table.csv").exists()
+    again = ran(run(folder, *repro))
+    assert {missing, missing.replace("finetune", "predict"), "summarise"} <= again
+    assert not again & set(finished)
+    assert weights.stat().st_mtime_ns == written
+    table = pd.read_csv(study / "table.csv")
+    assert table["blocks"].tolist() == [0, 1, 2]
+    assert table[["folds", "val_accuracy_mean", "accuracy_mean"]].notna().all(axis=None)
+
+
+@pytest.mark.slow
+def test_a_study_runs_by_experiments_and_only_what_a_change_reaches(tmp_path):
+    folder = tmp_path / "lesion lab"
+    study = small_blockwise(folder, blocks=[2])
     run(folder, "dvc", "repro", "studies/blockwise/dvc.yaml")
     run(folder, "git", "add", "-A")
     run(folder, "git", "commit", "-qm", "first run")

@@ -1,20 +1,22 @@
 """variants: networks compared on one split, from dense layers on pixels to backbones with two heads."""
 
+from functools import partial
 from typing import Any
 
 import matplotlib.pyplot as plt
 import numpy as np
 import pandas as pd
-from sklearn.metrics import log_loss
 
+from lesionlab.evaluation.calibration import calibration_metrics
+from lesionlab.evaluation.metrics import Scores, resample
 from lesionlab.files import read_json
 from lesionlab.params import Params, Section
 from lesionlab.pictures import SERIES_COLOURS
-from lesionlab.studies.figures import GAIN, GAIN_NOTE, cell_intervals
+from lesionlab.studies.figures import GAIN, GAIN_NOTE, cell_metrics, flat
 from lesionlab.studies.predictions import read_predictions
 from lesionlab.studies.tables import Paths, Summary, interval, provenance
 
-SHOWN = ("accuracy", "precision", "recall", "f1", "roc_auc", GAIN)
+SHOWN = ("loss", "accuracy", "precision", "recall", "f1", "roc_auc", GAIN)
 DRAWN = dict(zip(("accuracy", "f1"), SERIES_COLOURS, strict=False))
 
 
@@ -27,14 +29,14 @@ class Study(Section):
 
 
 def summarise(study: Study, params: Params, paths: Paths) -> Summary:
-    """A row a model: size, seconds, validation loss and accuracy; on test crops loss, and figures with intervals."""
+    """A row a model: size, seconds, validation loss and accuracy; loss and figures on test crops with intervals."""
     table = pd.DataFrame([_row(name, params, paths) for name in (*study.cnns, *study.backbones)])
     best = table.loc[table["val_loss"].idxmin()]
     shown = table[["model"]].copy()
     shown["parameters"] = [f"{count:,}" for count in table["parameters"]]
     shown["trained"] = [f"{count:,}" for count in table["trained_parameters"]]
     shown["seconds"] = [f"{value:.0f}" for value in table["seconds"]]
-    for name in ("val_loss", "val_accuracy", "loss"):
+    for name in ("val_loss", "val_accuracy"):
         shown[name.replace("_", " ")] = [f"{value:.3f}" for value in table[name]]
     for name in SHOWN:
         shown[name.replace("_", " ")] = [interval(row, name) for _, row in table.iterrows()]
@@ -71,8 +73,8 @@ def _row(name: str, params: Params, paths: Paths) -> dict[str, float]:
     trained = read_json(paths.metrics / f"{name}.json")
     predictions = read_predictions(paths.predictions / f"{name}.csv", sensitivity=params.training.sensitivity)
     test = predictions.test
-    figures = cell_intervals(test, params.evaluate.resamples, params.seed).loc[[*SHOWN]]
-    row = {
+    figures = resample(partial(_figures, test), test.groups, params.evaluate.resamples, params.seed).table()
+    return {
         "model": name,
         "parameters": trained["parameters"],
         "trained_parameters": trained["trained_parameters"],
@@ -81,8 +83,10 @@ def _row(name: str, params: Params, paths: Paths) -> dict[str, float]:
         "val_accuracy": trained["validation"]["accuracy"],
         "crops": len(test.labels),
         "groups": len(np.unique(test.groups)),
-        "loss": log_loss(test.labels, test.probabilities, labels=range(len(predictions.classes))),
+        **flat(figures.set_index("metric").loc[[*SHOWN]]),
     }
-    for metric, figure in figures.iterrows():
-        row |= {metric: figure["value"], f"{metric}_low": figure["low"], f"{metric}_high": figure["high"]}
-    return row
+
+
+def _figures(scores: Scores, weights: np.ndarray) -> dict[str, np.ndarray]:
+    """`cell_metrics` and the loss under each row of weights."""
+    return cell_metrics(scores, weights) | {"loss": calibration_metrics(scores, weights)["log_loss"]}
