@@ -209,6 +209,10 @@ def test_evaluation_is_on_the_test_subset_with_intervals(project):
     assert (metrics["subset"], metrics["crops"], metrics["groups"]) == ("test", len(test), test["group"].nunique())
     for name in MODELS:
         assert tuple(metrics[name]) == HEADLINES
+        on_validation = metrics["validation"][name]["accuracy"]
+        assert on_validation["low"] <= on_validation["value"] <= on_validation["high"]
+        trained = read_json(Path(f"metrics/{name}.json"))["validation"]["accuracy"]
+        assert on_validation["value"] == pytest.approx(trained, abs=1e-6)
         for key in FIGURES:
             figure = metrics[name][key]
             assert 0 <= figure["low"] <= figure["value"] <= figure["high"] <= 1

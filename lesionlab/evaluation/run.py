@@ -2,7 +2,7 @@
 
 import re
 import time
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
 
@@ -16,7 +16,7 @@ from lesionlab.evaluation.calibration import reliability
 from lesionlab.evaluation.candidates import Candidate, Crops
 from lesionlab.evaluation.comparison import COMPARED, compare
 from lesionlab.evaluation.controls import CONTROLS, warn_of_controls
-from lesionlab.evaluation.metrics import Figures, resample
+from lesionlab.evaluation.metrics import Figures, classification_metrics, resample
 from lesionlab.evaluation.subgroups import subgroup_columns, subgroup_levels, subgroup_table
 from lesionlab.evaluation.uncertainty import (
     decision_uncertainty,
@@ -89,6 +89,7 @@ def run_evaluation(
     tables |= predictions(networks, crops, classes, params.refer_rate)
     proof = read_json(paths.proof)
     metrics = describe(figures, comparison, warn_of_controls(best, figures), proof, crops, params.resamples, seed)
+    metrics["validation"] = validation_accuracy(networks, params.resamples, seed)
     write_json(paths.metrics, metrics)
     with whole_folder(paths.plots) as folder:
         for name, table in tables.items():
@@ -173,6 +174,19 @@ def describe(
     }
     content["warning"] = warning
     return content
+
+
+def validation_accuracy(networks: dict[str, Candidate], resamples: int, seed: int) -> dict[str, dict]:
+    """Accuracy on validation crops by the most probable class, as training reports it, with its interval.
+
+    Epoch, temperature, threshold and often the settings were chosen there, so it flatters.
+    """
+    found = {}
+    for name, candidate in networks.items():
+        scores = replace(candidate.validation, threshold=None)
+        figures = resample(partial(classification_metrics, scores), scores.groups, resamples, seed)
+        found[name] = {"accuracy": _figure(figures.table().set_index("metric").loc["accuracy"], "value")}
+    return found
 
 
 def chance(labels: pd.Series, classes: int) -> dict[str, dict[str, float | None]]:
