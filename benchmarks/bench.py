@@ -24,8 +24,9 @@ from lesionlab.files import read_json, whole_file, write_json
 from lesionlab.params import read_params
 from lesionlab.progress import progress
 from lesionlab.stage import run
+from lesionlab.training.backend import bfloat16_in_processor, choose_kernels, vector_instructions
 
-PARTS = ("training", "detection", "crops")
+PARTS = ("training", "detection", "crops", "idle")
 PACKAGES = ("tensorflow", "keras", "numpy", "scipy", "pillow", "scikit-learn", "pandas", "dvc")
 RESULTS = Path("benchmarks/results.json")
 README, BEGIN, END = Path("README.md"), "<!-- bench: make bench -->", "<!-- end of bench -->"
@@ -63,15 +64,18 @@ def main(
 
 def rows_of(part: str, seed: int) -> list[Row]:
     """Measure the rows of one module of this folder."""
+    choose_kernels()  # the module may import Keras
     return import_module(f"benchmarks.{part}").rows(seed)
 
 
 def machine() -> dict[str, str | int]:
-    """The processor and how many cores of it there are."""
+    """The processor, its vector instructions (those of several generations may have one name), and its cores."""
     info = Path("/proc/cpuinfo")
     lines = info.read_text().splitlines() if info.exists() else []
     names = [line.partition(":")[2].strip() for line in lines if line.startswith("model name")]
-    return {"processor": names[0] if names else platform.processor() or platform.machine(), "cores": cpu_count() or 1}
+    name = names[0] if names else platform.processor() or platform.machine()
+    kind = vector_instructions() + (" with bfloat16" if bfloat16_in_processor() else "")
+    return {"processor": f"{name}, {kind}", "cores": cpu_count() or 1}
 
 
 def reached(row: Row) -> bool:
@@ -86,7 +90,7 @@ def table(rows: list[Row]) -> list[str]:
     cells = [HEAD]
     for number, row in enumerate(rows, start=1):
         asked = f">= {row.at_least:g}" if row.at_least is not None else f"<= {row.at_most:g}"
-        asked += "" if reached(row) else "  FALLS SHORT"
+        asked += "" if reached(row) else "  NOT MEASURED" if row.ratio is None else "  FALLS SHORT"
         mark = f" [{number}]" if row.note else ""
         figures = ("-" if figure is None else f"{figure:.3g}" for figure in (row.plain, row.ours, row.ratio, row.floor))
         cells.append((row.row + mark, *figures, asked))
@@ -110,7 +114,11 @@ def markdown(rows: list[Row], processor: dict[str, str | int]) -> list[str]:
     for row in rows:
         ratio, floor = ("-" if figure is None else f"{figure:.2f}" for figure in (row.ratio, row.floor))
         asked = f"at least {row.at_least:g}" if row.at_least is not None else f"at most {row.at_most:g}"
-        lines.append(f"| {row.row} | {ratio} | {floor} | {asked}{'' if reached(row) else ', **falls short**'} |")
+        if row.ratio is None:
+            asked += f"; not measured: {row.note}"
+        elif not reached(row):
+            asked += ", **falls short**"
+        lines.append(f"| {row.row} | {ratio} | {floor} | {asked} |")
     return lines
 
 

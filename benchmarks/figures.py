@@ -237,7 +237,7 @@ def section(name: str) -> list[str]:
 
 def mean_section(name: str) -> list[str]:
     """One mean of networks: whose, and a row for each of them, for the first two, the first three, ..."""
-    mean, cells = MEANS[name], means_of(name)
+    mean, cells, seconds = MEANS[name], means_of(name), read_or_empty(SECONDS)
     shown = pd.DataFrame({"networks": cells["networks"].unique()})
     for figure in ("val_accuracy", *TEST_FIGURES):
         values = [mean_sd(folds) for _, folds in cells.groupby("networks", sort=False)[figure]]
@@ -247,7 +247,7 @@ def mean_section(name: str) -> list[str]:
         f"## {name}: {mean.title}",
         "",
         f"`python -m benchmarks.figures`, after the experiments of its rows, {mean.blocks} blocks unfrozen (on commits "
-        f"{', '.join(map(commit_of, mean.members))})",
+        f"{', '.join(map(commit_of, mean.members))}; {sum(map(seconds.get, mean.members)) / 60:.0f} min together)",
         "",
         *markdown_table(shown),
         "",
@@ -309,7 +309,7 @@ def pipeline_page(name: str) -> list[str]:
     for model in (*MODELS, "ensemble", "control_mean_colour", "control_colour_histogram"):
         if model not in evaluated:
             continue
-        validation = f"{metrics_of(name, model)['validation']['accuracy']:.3f}" if model in MODELS else ""
+        validation = interval(evaluated["validation"][model]["accuracy"]) if model in evaluated["validation"] else ""
         columns = ("accuracy", "roc_auc", "balanced_accuracy", "f1", "ece", "error_at_90_coverage")
         cells = [interval(evaluated[model][key]) if key in evaluated[model] else "" for key in columns]
         lines.append(f"| {' | '.join([model.replace('_', ' '), validation, *cells])} |")
@@ -381,7 +381,7 @@ def figure_on_test(experiment: str, metric: str, model: str = "finetune") -> Cal
 
 def figure_on_validation(experiment: str, metric: str) -> Callable[[], str]:
     """A validation figure of the finetune model of a pipeline run."""
-    return lambda: f"{metrics_of(experiment, 'finetune')['validation'][metric]:.3f}"
+    return lambda: interval(metrics_of(experiment, "evaluate")["validation"]["finetune"][metric])
 
 
 def cold_figure(experiment: str) -> Callable[[], str]:
@@ -511,6 +511,8 @@ TARGETS = [
            figure_on_test("pneumoniamnist", "roc_auc")),
     Target("the same, ensemble of three", "test accuracy", "0.854 to 0.946", "0.90", "pneumoniamnist",
            figure_on_test("pneumoniamnist", "accuracy", "ensemble")),
+    Target("the same, ensemble of three", "test AUC", "0.944 to 0.991", "0.970", "pneumoniamnist",
+           figure_on_test("pneumoniamnist", "roc_auc", "ensemble")),
     Target("leak, CVC-ClinicDB: frames drawn singly less by sequence", "balanced accuracy", "", "", "leakage-cvc",
            of_leak("leakage-cvc", "balanced_accuracy")),
     Target("leak, LC25000: tiles drawn singly less by source tile", "balanced accuracy", "", "", "leakage-lc25000",

@@ -1,12 +1,13 @@
 """Rows of `make bench` about training: the prefix cache, bfloat16 and memory, against the plain way in the same run.
 
 The plain way is `model.fit` through the whole of VGG16 with its first blocks frozen. Weights (drawn at random), crops,
-epochs, batch size, optimizer and validation after every epoch are the same; nothing is augmented. Of the plain way's
-epochs, which are alike, PLAIN_EPOCHS are run and the later ones multiplied; ours runs all of its epochs, with the cache
-and the state for resuming on the disk. Times are medians of ROUNDS rounds, in each of which all ways take turns.
+epochs, batch size, optimizer and validation after every epoch are the same; nothing is augmented. Both ways run all of
+their epochs, ours with the cache and the state for resuming on the disk. Times are medians of ROUNDS rounds, in each of
+which all ways take turns.
 
 The floor is the ratio of counted multiply-adds: a forward pass of each layer, and for the layers that train a gradient
-by their weights and, but for the first of them, one by their input.
+by their weights and, but for the first of them, one by their input. For bfloat16 it is that of the instructions that
+take so many multiply-adds, and for memory that of the bytes which must be held.
 """
 
 import contextlib
@@ -26,28 +27,30 @@ import numpy as np
 from benchmarks.rows import Row
 from lesionlab.files import repository_root
 from lesionlab.models.backbones import preprocess
-from lesionlab.models.networks import Architecture, build_network, freeze, prefix_of
+from lesionlab.models.networks import Architecture, build_network, freeze, in_float32, prefix_of
 from lesionlab.params import AugmentParams, FitParams, TrainingParams
 from lesionlab.progress import progress
 from lesionlab.seeds import generator
 from lesionlab.training.backend import bfloat16_in_hardware, start_keras
-from lesionlab.training.fit import Task, fit
+from lesionlab.training.fit import Task, fit, predict_rows
 from lesionlab.training.prefix import Inputs
 
 ROUNDS = 3
-PLAIN_EPOCHS = 2
-THREADS, BATCH = 2, 16
-TRANSFER_EPOCHS, FINETUNE_EPOCHS = 10, 20
-TRANSFER_CROPS, FINETUNE_CROPS = (64, 16), (32, 16)  # training, validation
+THREADS, BATCH = 2, 6
+TRANSFER_EPOCHS, FINETUNE_EPOCHS, SWEEP_EPOCHS = 10, 20, 5
+TRANSFER_CROPS, FINETUNE_CROPS = (24, 6), (12, 6)  # training, validation: few, so that all epochs can be run plainly
 RATE, OTHER_RATE = 1e-4, 3e-5
-MEMORY_CROPS = 2000
+MEMORY_CROPS, MEMORY_BATCH = 2000, 64
+MULTIPLY_ADDS_AN_INSTRUCTION = {"float32": 16, "bfloat16": 32}  # of 512 bits (VFMADD231PS, VDPBF16PS)
 VGG16 = Architecture(backbone="vgg16", dense=128, dropout=0.0, image_size=150, classes=["background", "polyp"])
 SMALL = VGG16.model_copy(update={"backbone": "mobilenet_0.25", "image_size": 96})
+REDUCED = VGG16.model_copy(update={"image_size": 64})
 TRANSFER = f"transfer, VGG16 at 150 px, {TRANSFER_EPOCHS} epochs, cache included"
 LAST_BLOCK = f"finetune, VGG16 at 150 px, last block, {FINETUNE_EPOCHS} epochs, cache included"
 TWO_BLOCKS = f"finetune, last two blocks, {FINETUNE_EPOCHS} epochs"
 AGAIN = "the same finetune (last block) again with another learning rate (cache warm)"
 SWEEP = f"sweep unfrozen_blocks 0..2, {FINETUNE_EPOCHS} epochs, ours against three plain runs"
+UPWARDS = f"sweep unfrozen_blocks 1..5 upwards, VGG16 at 64 px, {SWEEP_EPOCHS} epochs, against its parts"
 MEMORY = "peak memory of finetune at 4 times the crops"
 BFLOAT16 = "mixed_bfloat16 over float32"
 NO_AUGMENTATION = AugmentParams(
@@ -65,6 +68,7 @@ class Case:
     unfrozen_blocks: int
     epochs: int
     seed: int
+    batch_size: int = BATCH
 
     @property
     def boundary(self) -> str:
@@ -77,6 +81,7 @@ def rows(seed: int) -> list[Row]:
     start_keras(THREADS)
     transfer = _case(VGG16, *TRANSFER_CROPS, unfrozen_blocks=0, epochs=TRANSFER_EPOCHS, seed=seed)
     sweep = [_case(VGG16, *FINETUNE_CROPS, unfrozen_blocks=k, epochs=FINETUNE_EPOCHS, seed=seed) for k in range(3)]
+    upwards = [_case(REDUCED, *FINETUNE_CROPS, unfrozen_blocks=k, epochs=SWEEP_EPOCHS, seed=seed) for k in range(1, 6)]
     times: dict[str, list[float]] = {}
 
     def measure(name: str, seconds: float) -> None:
@@ -84,7 +89,7 @@ def rows(seed: int) -> list[Row]:
         bar.update()
 
     bfloat16 = bfloat16_in_hardware()
-    with progress(total=ROUNDS * (10 + bfloat16), desc="bench: training", unit="run") as bar:
+    with progress(total=ROUNDS * (12 + bfloat16), desc="bench: training", unit="run") as bar:
         for _ in range(ROUNDS):
             measure("plain transfer", train_plainly(transfer))
             with _folder() as folder:
@@ -102,6 +107,10 @@ def rows(seed: int) -> list[Row]:
             if bfloat16:
                 with _folder() as folder:
                     measure("bfloat16", train_in_bfloat16(sweep[1], folder))
+            with _folder() as folder:
+                whole, parts = sweep_and_parts(upwards, folder)
+                measure("upwards", whole)
+                measure("parts", parts)
     seconds = {name: median(values) for name, values in times.items()}
     plain, prefix, suffix = ([count(case) for case in sweep] for count in (plain_work, prefix_work, suffix_work))
     floors = [plain[k] / (prefix[k] + suffix[k]) for k in range(3)]
@@ -119,7 +128,8 @@ def rows(seed: int) -> list[Row]:
             2.5,
             sweep[0],
         ),
-        _bfloat16_row(seconds),
+        _upwards_row(seconds, upwards),
+        _bfloat16_row(seconds, sweep[1]),
         memory_row(seed),
     ]
 
@@ -133,22 +143,39 @@ def train_plainly(case: Case) -> float:
         loss=keras.losses.CategoricalCrossentropy(from_logits=True),
         metrics=["accuracy"],
     )
-    times = []
     started = time.perf_counter()
     pixels = preprocess(case.images, case.architecture.preprocessing)
     targets = np.eye(case.task.classes, dtype="float32")[case.task.labels]
     train, val = case.task.train, case.task.val
     network.fit(
-        pixels[train], targets[train], batch_size=BATCH, epochs=PLAIN_EPOCHS, verbose=0,
-        validation_data=(pixels[val], targets[val]), validation_batch_size=BATCH,
-        callbacks=[keras.callbacks.LambdaCallback(on_epoch_end=lambda epoch, logs: times.append(time.perf_counter()))],
+        pixels[train], targets[train], batch_size=case.batch_size, epochs=case.epochs, verbose=0,
+        validation_data=(pixels[val], targets[val]), validation_batch_size=case.batch_size,
     )  # fmt: skip
-    first, later = times[0] - started, np.diff(times)
-    return first + float(np.median(later)) * (case.epochs - 1)
+    return time.perf_counter() - started
+
+
+class TimedInputs(Inputs):
+    """Inputs that note how long the frozen blocks took."""
+
+    seconds = 0.0
+
+    def prepare(self, rows: np.ndarray, versions: list[int], desc: str) -> None:
+        """As it is, with a clock."""
+        started = time.perf_counter()
+        super().prepare(rows, versions, desc)
+        self.seconds += time.perf_counter() - started
 
 
 def train(case: Case, folder: Path, rate: float = RATE) -> float:
     """Seconds that the same takes by the code of the stages, with the cache and the state in `folder`."""
+    return sum(train_in_parts(case, folder, rate))
+
+
+def train_in_parts(case: Case, folder: Path, rate: float = RATE) -> tuple[float, float]:
+    """Seconds of the frozen blocks, and of all else.
+
+    Where the network is in bfloat16, the pass in float32 over the validation crops that closes a stage is part of it.
+    """
     network = build_network(case.architecture, case.seed)
     settings = FitParams(
         augment=False,
@@ -159,17 +186,16 @@ def train(case: Case, folder: Path, rate: float = RATE) -> float:
         keep="best",
     )
     training = TrainingParams(
-        batch_size=BATCH, class_weights=True, label_smoothing=0, sensitivity=None,
+        batch_size=case.batch_size, class_weights=True, label_smoothing=0, sensitivity=None,
         dtype=keras.config.dtype_policy().name, prefix_cache=True, prefix_cache_gib=10,
         cache_dtype="float32", threads=THREADS,
     )  # fmt: skip
     started = time.perf_counter()
     suffix = freeze(network, case.boundary)
     ends = tuple(case.architecture.boundary(k) for k in range(5))[::-1]
-    inputs = Inputs(
-        case.images, case.architecture.preprocessing, NO_AUGMENTATION, case.seed, BATCH, THREADS,
-        prefix=prefix_of(network, case.boundary), cache=folder / "prefix", block_ends=ends,
-    )  # fmt: skip
+    pixels = (case.images, case.architecture.preprocessing, NO_AUGMENTATION, case.seed, case.batch_size, THREADS)
+    prefix = prefix_of(network, case.boundary) if case.boundary else None
+    inputs = TimedInputs(*pixels, prefix=prefix, cache=folder / "prefix", block_ends=ends)
     fit(
         suffix,
         inputs,
@@ -181,7 +207,19 @@ def train(case: Case, folder: Path, rate: float = RATE) -> float:
         copies=0,
         states=folder / "runs",
     )
-    return time.perf_counter() - started
+    if training.dtype != "float32":
+        predict_rows(in_float32(network, case.architecture), Inputs(*pixels), case.task.val)
+    return inputs.seconds, time.perf_counter() - started - inputs.seconds
+
+
+def sweep_and_parts(cases: list[Case], folder: Path) -> tuple[float, float]:
+    """Seconds of the runs one after the other, and of what none of them could do without.
+
+    That is the training of each, and one pass through the frozen blocks of the one that freezes most. Upwards nothing
+    is computed on from another run: each boundary lies before those that are there.
+    """
+    frozen, other = zip(*(train_in_parts(case, folder) for case in cases), strict=True)
+    return sum(frozen) + sum(other), max(frozen) + sum(other)
 
 
 def train_in_bfloat16(case: Case, folder: Path) -> float:
@@ -197,9 +235,31 @@ def memory_row(seed: int) -> Row:
     """Peak memory of fine-tuning a small network, in processes of their own, at MEMORY_CROPS and at 4 times that."""
     if not Path("/proc/self/status").exists():
         return Row(MEMORY, None, None, None, 1.0, None, 1.15, "only Linux tells a process's own peak")
-    few, many = (_peak_memory(count, seed) for count in (MEMORY_CROPS, 4 * MEMORY_CROPS))
-    note = f"MiB of ours at {4 * MEMORY_CROPS} crops over those at {MEMORY_CROPS} (as plain); 96 px, MobileNet 0.25"
-    return Row(MEMORY, few, many, many / few, 1.0, None, 1.15, note)
+    counts = (MEMORY_CROPS, 4 * MEMORY_CROPS)
+    rounds = progress(range(ROUNDS), desc="bench: memory", unit="round")
+    few, many = np.median([[_peak_memory(count, seed) for count in counts] for _ in rounds], axis=0)
+    floor = np.divide(*(held_bytes(count, seed) for count in reversed(counts)))
+    note = (
+        f"MiB of ours at {counts[1]} crops over those at {counts[0]} (as plain); 96 px, MobileNet 0.25; floor: bytes "
+    )
+    note += "of weights, gradients, the optimizer, a batch and what each crop is known by"
+    return Row(MEMORY, float(few), float(many), float(many / few), float(floor), None, 1.15, note)
+
+
+def held_bytes(count: int, seed: int) -> int:
+    """Bytes that fine-tuning must hold at least, the program itself left out.
+
+    Weights, and for those that train a gradient and Adam's two moments; a batch of activations at the boundary; of each
+    crop its label, row number, place in the epoch's order and version, and the probabilities of validation crops.
+    """
+    case = _memory_case(np.zeros((count, SMALL.image_size, SMALL.image_size, 3), "uint8"), seed)
+    network = build_network(case.architecture, case.seed)
+    suffix = freeze(network, case.boundary)
+    sizes = [sum(int(np.prod(weight.shape)) for weight in part) for part in (network.weights, suffix.trainable_weights)]
+    batch = case.batch_size * int(np.prod(suffix.input_shape[1:]))
+    crops = sum(part.nbytes for part in (case.task.labels, case.task.train, case.task.val))
+    crops += 2 * case.task.train.nbytes + len(case.task.val) * case.task.classes * np.dtype("float64").itemsize
+    return np.dtype("float32").itemsize * (sizes[0] + 3 * sizes[1] + batch) + crops
 
 
 def multiply_adds(layer: keras.Layer) -> int:
@@ -241,27 +301,55 @@ def _multiply_adds_a_crop(case: Case) -> tuple[dict[str, int], int]:
 
 
 def _case(architecture: Architecture, train: int, val: int, *, unfrozen_blocks: int, epochs: int, seed: int) -> Case:
-    count, size = train + val, architecture.image_size
-    images = generator(seed, "bench", "crops", size).integers(256, size=(count, size, size, 3), dtype="uint8")
-    numbers = np.arange(count)
-    task = Task(numbers % 2, numbers[:train], numbers[train:], classes=2)
-    return Case(architecture, images, task, unfrozen_blocks, epochs, seed)
+    images = _noise(train + val, architecture.image_size, seed)
+    return Case(architecture, images, _task(train, val), unfrozen_blocks, epochs, seed)
+
+
+def _memory_case(images: np.ndarray, seed: int) -> Case:
+    """An epoch of fine-tuning the last block of a small network; a quarter of the crops validates."""
+    task = _task(len(images) * 3 // 4, len(images) - len(images) * 3 // 4)
+    return Case(SMALL, images, task, 1, 1, seed, MEMORY_BATCH)
+
+
+def _noise(count: int, size: int, seed: int) -> np.ndarray:
+    return generator(seed, "bench", "crops", size).integers(256, size=(count, size, size, 3), dtype="uint8")
+
+
+def _task(train: int, val: int) -> Task:
+    numbers = np.arange(train + val)
+    return Task(numbers % 2, numbers[:train], numbers[train:], classes=2)
+
+
+def _crops(case: Case) -> str:
+    return (
+        f"{len(case.task.train)} training and {len(case.task.val)} validation crops, batches of {case.batch_size}, all "
+        f"{case.epochs} epochs run"
+    )
 
 
 def _row(name: str, plain: float, ours: float, floor: float, at_least: float, case: Case) -> Row:
-    note = (
-        f"{len(case.task.train)} training and {len(case.task.val)} validation crops, batches of {BATCH}; plain: "
-        f"{PLAIN_EPOCHS} of {case.epochs} epochs run, the later ones multiplied"
-    )
-    return Row(name, plain, ours, plain / ours, floor, at_least, note=note)
+    return Row(name, plain, ours, plain / ours, floor, at_least, note=_crops(case))
 
 
-def _bfloat16_row(seconds: dict[str, float]) -> Row:
-    at_least, floor = 1.4, 2.0
+def _upwards_row(seconds: dict[str, float], cases: list[Case]) -> Row:
+    whole, parts = seconds["upwards"], seconds["parts"]
+    trained, passes = sum(map(suffix_work, cases)), [prefix_work(case) for case in cases if case.boundary]
+    note = f"plain: of the same runs the trainings and one pass through the frozen blocks; {_crops(cases[0])}"
+    floor = (trained + sum(passes)) / (trained + max(passes))
+    return Row(UPWARDS, parts, whole, whole / parts, floor, None, 1.1, note)
+
+
+def _bfloat16_row(seconds: dict[str, float], case: Case) -> Row:
+    work, at_least = prefix_work(case) + suffix_work(case), 1.4
+    forward, _ = _multiply_adds_a_crop(case)
+    closing = len(case.task.val) * sum(forward.values())  # in float32
+    rate = MULTIPLY_ADDS_AN_INSTRUCTION
+    floor = (work / rate["float32"]) / (work / rate["bfloat16"] + closing / rate["float32"])
     if "bfloat16" not in seconds:
         return Row(BFLOAT16, None, None, None, floor, at_least, note="this processor does not multiply bfloat16")
     plain, ours = seconds["last block"], seconds["bfloat16"]
-    note = "finetune of the last block, cache included, by ours in both; floor: two bfloat16 in the place of a float32"
+    note = "finetune of the last block, cache included, by ours in both; with the closing pass in float32; floor: "
+    note += "instructions of 512 bits"
     return Row(BFLOAT16, plain, ours, plain / ours, floor, at_least, note=note)
 
 
@@ -275,8 +363,7 @@ def _folder() -> Iterator[Path]:
 def _peak_memory(count: int, seed: int) -> float:
     """MiB that a process of its own takes at most for an epoch on `count` crops, which lie in a file."""
     with _folder() as folder:
-        case = _case(SMALL, count * 3 // 4, count // 4, unfrozen_blocks=1, epochs=1, seed=seed)
-        np.save(folder / "images.npy", case.images)
+        np.save(folder / "images.npy", _noise(count, SMALL.image_size, seed))
         result = subprocess.run(
             [sys.executable, "-m", "benchmarks.training", str(folder), str(seed)],
             cwd=repository_root(), env=os.environ | {"PYTHONDONTWRITEBYTECODE": "1"}, capture_output=True, text=True,
@@ -289,10 +376,7 @@ def _peak_memory(count: int, seed: int) -> float:
 def _print_peak_memory(folder: Path, seed: int) -> None:
     """Train on the crops in `folder` and print this process's peak: VmHWM, since ru_maxrss begins at the parent's."""
     start_keras(THREADS)
-    images = np.load(folder / "images.npy", mmap_mode="r")
-    numbers = np.arange(len(images))
-    task = Task(numbers % 2, numbers[: len(images) * 3 // 4], numbers[len(images) * 3 // 4 :], classes=2)
-    train(Case(SMALL, images, task, 1, 1, seed), folder)
+    train(_memory_case(np.load(folder / "images.npy", mmap_mode="r"), seed), folder)
     status = Path("/proc/self/status").read_text()
     kib = next(int(line.split()[1]) for line in status.splitlines() if line.startswith("VmHWM:"))
     print(kib / 1024)

@@ -3,8 +3,8 @@
 import pytest
 from tiny_networks import THREADS  # noqa: F401 (starts Keras)
 
-from benchmarks import detection
-from benchmarks.bench import machine, reached, table
+from benchmarks import detection, idle
+from benchmarks.bench import machine, markdown, reached, table
 from benchmarks.crops import CARD, CLASSES, draw_frames, pillow_loop
 from benchmarks.detection import multiply_adds
 from benchmarks.rows import Row
@@ -37,10 +37,19 @@ def test_the_table_shows_every_row_and_says_which_fall_short():
     assert lines[0].split("  ")[0] == "what"
     assert [line.split() for line in lines[1:4]] == [
         ["a", "8", "2", "4", "5", ">=", "3"],
-        ["b", "[2]", "-", "2", "-", "-", ">=", "3", "FALLS", "SHORT"],
+        ["b", "[2]", "-", "2", "-", "-", ">=", "3", "NOT", "MEASURED"],
         ["a", "8", "2", "1.5", "5", ">=", "3", "FALLS", "SHORT"],
     ]
     assert lines[-1] == "[2] not on this processor"
+
+
+def test_the_page_says_why_a_row_was_not_measured():
+    rows = [row(ratio=None, ours=None, note="not on this processor"), row(ratio=1.5), row()]
+    assert markdown(rows, {"processor": "P", "cores": 2})[2:] == [
+        "| a | - | 5.00 | at least 3; not measured: not on this processor |",
+        "| a | 1.50 | 5.00 | at least 3, **falls short** |",
+        "| a | 4.00 | 5.00 | at least 3 |",
+    ]
 
 
 def test_the_machine_is_named_without_its_host():
@@ -71,3 +80,11 @@ def test_the_pillow_loop_cuts_as_many_crops(tmp_path, tiny_params):
     frames = read_frames(CARD, tmp_path)
     ours = sum(len(crops.rows) for _, crops in crop_frames(frames, CLASSES, tiny_params.crop, 32, 1, 1))
     assert ours == pillow_loop(frames, tiny_params.crop, 32, 1) == 6 * 3
+
+
+@pytest.mark.slow
+def test_nothing_to_do_is_nothing_done(monkeypatch):
+    """A row that had run a stage would have raised; the copies are those of this work tree."""
+    monkeypatch.setattr(idle, "ROUNDS", 1)
+    (row,) = idle.rows(1)
+    assert 0.2 < row.ratio < 5

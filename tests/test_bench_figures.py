@@ -1,9 +1,11 @@
 """The pages of measured figures, written from what experiments left; none is run here."""
 
 import json
+import shlex
 
 import numpy as np
 import pytest
+from tiny import ROOT
 
 from benchmarks import figures
 from benchmarks.experiments import Experiment
@@ -32,15 +34,29 @@ def test_the_page_says_the_calibration_error_before_and_after_scaling(monkeypatc
     model |= {"ece": {"value": 0.02, "low": 0.01, "high": 0.03}}
     model |= {"ece_before_scaling": {"value": 0.05, "low": 0.04, "high": 0.06}}
     evaluated = {"protocol": "group", "group_disjoint": True, "seed": 1, "crops": 9, "groups": 3, "warning": None}
-    metrics = {"evaluate": evaluated | {"finetune": model}, "finetune": {"validation": {"accuracy": 0.9}}}
+    evaluated |= {"validation": {"finetune": {"accuracy": {"value": 0.95, "low": 0.9, "high": 0.99}}}}
+    metrics = {"evaluate": evaluated | {"finetune": model}}
     monkeypatch.setattr(figures, "metrics_of", lambda name, stage: metrics.get(stage, {}))
     said = "Calibration error, finetune: 0.050 [0.040, 0.060] at temperature 1, 0.020 [0.010, 0.030] after scaling."
-    assert said in figures.pipeline_page("kvasir-group")
+    page = figures.pipeline_page("kvasir-group")
+    assert said in page
+    assert any(line.startswith("| finetune | 0.950 [0.900, 0.990] | 0.900 [0.800, 1.000] |") for line in page)
 
 
 def test_every_target_is_of_an_experiment():
     assert {target.experiment for target in figures.TARGETS} <= {**figures.EXPERIMENTS, **figures.MEANS}.keys()
     assert {member for mean in figures.MEANS.values() for member in mean.members} <= figures.EXPERIMENTS.keys()
+
+
+def test_the_pages_commands_are_those_that_would_be_run_again():
+    """Other settings would make another figure of the one that the page shows."""
+    written = figures.sections((ROOT / figures.PAGE).read_text())
+    assert set(written) <= {*figures.EXPERIMENTS, *figures.MEANS}
+    for name in figures.EXPERIMENTS.keys() & written.keys():
+        experiment = figures.EXPERIMENTS[name]
+        command = shlex.join(experiment.command(name, "DATA", "WEIGHTS"))
+        assert f"{command}`" in written[name], name
+        assert f"&& {command}" in written[name] if experiment.study else f"`{command}" in written[name]
 
 
 def test_the_cold_seconds_of_an_experiment_that_was_run_anew_are_not_shown(tmp_path, monkeypatch):

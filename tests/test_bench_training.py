@@ -5,7 +5,19 @@ import pytest
 from tiny_networks import tiny_architecture
 
 from benchmarks import training
-from benchmarks.training import VGG16, Case, multiply_adds, plain_work, prefix_work, suffix_work, train, train_plainly
+from benchmarks.training import (
+    VGG16,
+    Case,
+    held_bytes,
+    multiply_adds,
+    plain_work,
+    prefix_work,
+    suffix_work,
+    sweep_and_parts,
+    train,
+    train_in_parts,
+    train_plainly,
+)
 from lesionlab.models.networks import build_network
 from lesionlab.training.fit import Task
 
@@ -38,8 +50,7 @@ def test_work_is_counted_layer_by_layer():
 
 
 @pytest.mark.slow
-def test_both_ways_are_timed(tmp_path, monkeypatch):
-    monkeypatch.setattr(training, "PLAIN_EPOCHS", 2)
+def test_both_ways_are_timed(tmp_path):
     case = a_case(0, epochs=3)
     assert train_plainly(case) > 0
     assert train(case, tmp_path) > 0
@@ -47,7 +58,25 @@ def test_both_ways_are_timed(tmp_path, monkeypatch):
 
 
 @pytest.mark.slow
-def test_memory_does_not_grow_with_the_crops():
+def test_a_sweep_costs_more_than_its_parts_by_the_frozen_passes_alone(tmp_path):
+    """Upwards each run computes its own; downwards, in the same folder, nothing is left to compute."""
+    cases = [a_case(blocks, epochs=1) for blocks in (1, 2)]
+    whole, parts = sweep_and_parts(cases, tmp_path)
+    assert 0 < parts < whole
+    assert len(list((tmp_path / "prefix").glob("*/done.npy"))) == 2
+    frozen = [train_in_parts(case, tmp_path)[0] for case in reversed(cases)]
+    assert max(frozen) < whole - parts
+
+
+def test_held_bytes_grow_by_what_a_crop_is_known_by():
+    """Three of four crops train: row number, order and version of each; of the fourth row number, two probabilities."""
+    assert held_bytes(8, 1) - held_bytes(4, 1) == 8 * (4 + 4 + 3 * 2 + 1 * 2)
+
+
+@pytest.mark.slow
+def test_memory_does_not_grow_with_the_crops(monkeypatch):
+    monkeypatch.setattr(training, "ROUNDS", 1)
     row = training.memory_row(1)
     assert 300 < row.plain < 3000
     assert row.ratio == row.ours / row.plain <= row.at_most
+    assert 1 < row.floor < row.at_most
