@@ -24,7 +24,7 @@ from lesionlab.files import read_json, whole_file, write_json
 from lesionlab.params import read_params
 from lesionlab.progress import progress
 from lesionlab.stage import run
-from lesionlab.training.backend import bfloat16_in_processor, choose_kernels, vector_instructions
+from lesionlab.training.backend import choose_kernels, vector_instructions
 
 PARTS = ("training", "detection", "crops", "idle")
 PACKAGES = ("tensorflow", "keras", "numpy", "scipy", "pillow", "scikit-learn", "pandas", "dvc")
@@ -74,8 +74,7 @@ def machine() -> dict[str, str | int]:
     lines = info.read_text().splitlines() if info.exists() else []
     names = [line.partition(":")[2].strip() for line in lines if line.startswith("model name")]
     name = names[0] if names else platform.processor() or platform.machine()
-    kind = vector_instructions() + (" with bfloat16" if bfloat16_in_processor() else "")
-    return {"processor": f"{name}, {kind}", "cores": cpu_count() or 1}
+    return {"processor": f"{name}, {vector_instructions()}", "cores": cpu_count() or 1}
 
 
 def reached(row: Row) -> bool:

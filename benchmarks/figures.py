@@ -238,6 +238,7 @@ def section(name: str) -> list[str]:
 def mean_section(name: str) -> list[str]:
     """One mean of networks: whose, and a row for each of them, for the first two, the first three, ..."""
     mean, cells, seconds = MEANS[name], means_of(name), read_or_empty(SECONDS)
+    minutes = sum(seconds.get(member, 0) for member in mean.members) / 60
     shown = pd.DataFrame({"networks": cells["networks"].unique()})
     for figure in ("val_accuracy", *TEST_FIGURES):
         values = [mean_sd(folds) for _, folds in cells.groupby("networks", sort=False)[figure]]
@@ -247,7 +248,7 @@ def mean_section(name: str) -> list[str]:
         f"## {name}: {mean.title}",
         "",
         f"`python -m benchmarks.figures`, after the experiments of its rows, {mean.blocks} blocks unfrozen (on commits "
-        f"{', '.join(map(commit_of, mean.members))}; {sum(map(seconds.get, mean.members)) / 60:.0f} min together)",
+        f"{', '.join(map(commit_of, mean.members))}; {minutes:.0f} min together)",
         "",
         *markdown_table(shown),
         "",
@@ -309,7 +310,8 @@ def pipeline_page(name: str) -> list[str]:
     for model in (*MODELS, "ensemble", "control_mean_colour", "control_colour_histogram"):
         if model not in evaluated:
             continue
-        validation = interval(evaluated["validation"][model]["accuracy"]) if model in evaluated["validation"] else ""
+        on_validation = evaluated.get("validation", {})  # not known of experiments before 6d9504d
+        validation = interval(on_validation[model]["accuracy"]) if model in on_validation else ""
         columns = ("accuracy", "roc_auc", "balanced_accuracy", "f1", "ece", "error_at_90_coverage")
         cells = [interval(evaluated[model][key]) if key in evaluated[model] else "" for key in columns]
         lines.append(f"| {' | '.join([model.replace('_', ' '), validation, *cells])} |")

@@ -4,6 +4,7 @@ DVC alone is the same graph of stages with `true` in the place of each command, 
 take part. In both, outputs of a few bytes stand for the real ones and are recorded as made; no stage runs.
 """
 
+import os
 import shutil
 import statistics
 import subprocess
@@ -44,6 +45,7 @@ def copy_of_the_repository(folder: Path, *, only_dvc: bool) -> None:
         if (root / name).is_file():
             (folder / name).parent.mkdir(parents=True, exist_ok=True)
             shutil.copy(root / name, folder / name)
+    config = (folder / ".dvc" / "config").read_text()  # analytics off among it
     shutil.rmtree(folder / ".dvc")
     if only_dvc:
         for path in (folder / "dvc.yaml", *folder.glob("studies/*/dvc.yaml")):
@@ -52,6 +54,8 @@ def copy_of_the_repository(folder: Path, *, only_dvc: bool) -> None:
                 stage.get("do", stage)["cmd"] = "true"
             path.write_text(yaml.safe_dump(content, sort_keys=False))
     _dvc(folder, "init", "--no-scm", "--quiet")
+    with (folder / ".dvc" / "config").open("a") as stream:
+        stream.write(config)
     (folder / "dvc.lock").unlink()
     from dvc.repo import Repo
 
@@ -77,5 +81,5 @@ def seconds_of_repro(folder: Path) -> float:
 
 
 def _dvc(folder: Path, *arguments: str) -> str:
-    ended = subprocess.run(["dvc", *arguments], cwd=folder, check=True, capture_output=True, text=True)
-    return ended.stdout
+    quiet = os.environ | {"DVC_NO_ANALYTICS": "true"}
+    return subprocess.run(["dvc", *arguments], cwd=folder, env=quiet, check=True, capture_output=True, text=True).stdout

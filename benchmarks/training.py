@@ -36,9 +36,9 @@ from lesionlab.training.fit import Task, fit, predict_rows
 from lesionlab.training.prefix import Inputs
 
 ROUNDS = 3
-THREADS, BATCH = 2, 6
+THREADS, BATCH = 2, 4
 TRANSFER_EPOCHS, FINETUNE_EPOCHS, SWEEP_EPOCHS = 10, 20, 5
-TRANSFER_CROPS, FINETUNE_CROPS = (24, 6), (12, 6)  # training, validation: few, so that all epochs can be run plainly
+TRANSFER_CROPS, FINETUNE_CROPS = (20, 4), (8, 4)  # training, validation: few, so that all epochs can be run plainly
 RATE, OTHER_RATE = 1e-4, 3e-5
 MEMORY_CROPS, MEMORY_BATCH = 2000, 64
 MULTIPLY_ADDS_AN_INSTRUCTION = {"float32": 16, "bfloat16": 32}  # of 512 bits (VFMADD231PS, VDPBF16PS)
@@ -242,7 +242,10 @@ def memory_row(seed: int) -> Row:
     note = (
         f"MiB of ours at {counts[1]} crops over those at {counts[0]} (as plain); 96 px, MobileNet 0.25; floor: bytes "
     )
-    note += "of weights, gradients, the optimizer, a batch and what each crop is known by"
+    note += (
+        "of weights, gradients, the optimizer, a batch and what each crop is known by; of the training itself, without "
+    )
+    note += "the tables of the stage"
     return Row(MEMORY, float(few), float(many), float(many / few), float(floor), None, 1.15, note)
 
 
@@ -294,7 +297,7 @@ def _multiply_adds_a_crop(case: Case) -> tuple[dict[str, int], int]:
     """Multiply-adds of one crop forward, in the frozen part and behind it, and backward."""
     network = build_network(case.architecture, case.seed)
     suffix = freeze(network, case.boundary)
-    frozen = {layer.name for layer in prefix_of(network, case.boundary).layers}
+    frozen = {layer.name for layer in prefix_of(network, case.boundary).layers} if case.boundary else set()
     trained = [multiply_adds(layer) for layer in suffix.layers if layer.name not in frozen and layer.weights]
     prefix = sum(multiply_adds(layer) for layer in network.layers if layer.name in frozen)
     return {"prefix": prefix, "suffix": sum(trained)}, 2 * sum(trained) - trained[0]
@@ -333,7 +336,7 @@ def _row(name: str, plain: float, ours: float, floor: float, at_least: float, ca
 
 def _upwards_row(seconds: dict[str, float], cases: list[Case]) -> Row:
     whole, parts = seconds["upwards"], seconds["parts"]
-    trained, passes = sum(map(suffix_work, cases)), [prefix_work(case) for case in cases if case.boundary]
+    trained, passes = sum(map(suffix_work, cases)), list(map(prefix_work, cases))
     note = f"plain: of the same runs the trainings and one pass through the frozen blocks; {_crops(cases[0])}"
     floor = (trained + sum(passes)) / (trained + max(passes))
     return Row(UPWARDS, parts, whole, whole / parts, floor, None, 1.1, note)

@@ -68,6 +68,18 @@ def test_a_sweep_costs_more_than_its_parts_by_the_frozen_passes_alone(tmp_path):
     assert max(frozen) < whole - parts
 
 
+def test_a_sweep_over_all_blocks_has_a_row():
+    """With five blocks nothing is frozen. By hand: the passes of the others beyond the longest, over all work."""
+    cases = [a_case(blocks) for blocks in range(1, 6)]
+    row = training._upwards_row({"upwards": 11.0, "parts": 10.0}, cases)
+    trained, passes = sum(map(suffix_work, cases)), list(map(prefix_work, cases))
+    assert passes == sorted(passes, reverse=True)
+    assert passes[-1] == 0
+    assert row.ratio == pytest.approx(1.1)
+    assert row.floor == pytest.approx((trained + sum(passes)) / (trained + passes[0]))
+    assert suffix_work(cases[4]) == plain_work(cases[4])
+
+
 def test_held_bytes_grow_by_what_a_crop_is_known_by():
     """Three of four crops train: row number, order and version of each; of the fourth row number, two probabilities."""
     assert held_bytes(8, 1) - held_bytes(4, 1) == 8 * (4 + 4 + 3 * 2 + 1 * 2)

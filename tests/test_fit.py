@@ -414,7 +414,13 @@ def test_auto_is_bfloat16_where_the_processor_has_it(started, monkeypatch, flags
 
 
 @pytest.mark.parametrize(
-    ("flags", "kind"), [("fpu avx2 avx512f", "AVX512"), ("fpu avx2", "AVX2"), ("fpu", platform.machine())]
+    ("flags", "kind"),
+    [
+        ("fpu avx2 avx512f avx512_bf16", "AVX512 with bfloat16"),
+        ("fpu avx2 avx512f", "AVX512"),
+        ("fpu avx2", "AVX2"),
+        ("fp asimd bf16", f"{platform.machine()} with bfloat16"),
+    ],
 )
 def test_the_record_says_what_rounding_depends_on(monkeypatch, flags, kind):
     monkeypatch.setattr(backend, "_processor_flags", lambda: set(flags.split()))

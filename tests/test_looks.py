@@ -1,7 +1,9 @@
 """A frame is looked at once: by the head that learns, by the search for a threshold, and for the pictures."""
 
+import os
 from collections import Counter
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import pandas as pd
@@ -11,6 +13,7 @@ from test_dense import SMALL, classifier_of
 from test_head import frames, params  # noqa: F401, a fixture
 
 import lesionlab.detection.detector
+from lesionlab.detection import looks as looks_module
 from lesionlab.detection.dense import DenseBackbone
 from lesionlab.detection.looks import Looks, temporary_looks
 from lesionlab.detection.run import detect_frames, train_and_detect
@@ -66,7 +69,12 @@ def test_looks_are_those_that_were_kept_and_go_with_their_folder(tmp_path, monke
     monkeypatch.setenv("DVC_ROOT", str(tmp_path))
     rng = np.random.default_rng(4)
     looks = [(rng.integers(9, size=(n, 4)), rng.normal(size=(n, 3)).astype("float32")) for n in (2, 5)]
+    old, young = (tmp_path / ".lesionlab" / name for name in ("looks-old", "looks-young"))
+    for folder in (old, young):
+        folder.mkdir(parents=True)
+    os.utime(old, (0, 0))
     with temporary_looks(["a/1.png", "2.png"]) as seen:
+        assert not old.exists()
         assert seen.of("a/1.png") is None
         seen.keep("a/1.png", looks)
         seen.keep("other.png", looks)
@@ -75,5 +83,8 @@ def test_looks_are_those_that_were_kept_and_go_with_their_folder(tmp_path, monke
             np.testing.assert_array_equal(boxes, kept_boxes)
             np.testing.assert_array_equal(shown, kept_shown)
             assert kept_shown.dtype == np.float32
-    assert not list((tmp_path / ".lesionlab").iterdir())
+        monkeypatch.setattr(looks_module, "disk_usage", lambda folder: SimpleNamespace(free=1))
+        seen.keep("2.png", looks)
+        assert seen.of("2.png") is None  # the disk is almost full: it is looked at again
+    assert list((tmp_path / ".lesionlab").iterdir()) == [young]
     assert Looks(Path("nowhere"), ["x"]).of("x") is None

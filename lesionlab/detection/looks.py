@@ -1,8 +1,10 @@
 """What is seen of a frame, and a folder of it for frames that are searched more than once."""
 
+import time
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from shutil import disk_usage, rmtree
 from tempfile import TemporaryDirectory
 
 import numpy as np
@@ -11,6 +13,8 @@ from PIL import Image
 from lesionlab.data.crops import Box, content_box
 from lesionlab.files import repository_root
 
+SPARE = 2 * 2**30  # bytes of the disk that are left to others: a frame too many is looked at again
+OLD = 24 * 3600.0  # seconds; so long no stage detects, so what is older is of one that was killed
 # Windows of one size: boxes (n, 4) x, y, width, height in pixels of the frame, and what each of them shows (n, ...).
 Look = tuple[np.ndarray, np.ndarray]
 
@@ -22,15 +26,15 @@ def look_at(pixels: np.ndarray, look: Callable[[Image.Image, Box, float], Look],
 
 
 class Looks:
-    """Looks at frames of given names, kept in files: no frame is looked at twice, and memory does not grow."""
+    """Looks at frames of given names, kept in files: no frame is looked at twice, and they do not fill the memory."""
 
     def __init__(self, folder: Path, names: Iterable[str]):
         self._folder = folder
         self._numbers = {name: number for number, name in enumerate(names)}
 
     def keep(self, name: str, looks: list[Look]) -> None:
-        """Write what was seen of a frame, if its name is one of those that will be asked for."""
-        if name in self._numbers:
+        """Write what was seen of a frame, if its name is one of those that will be asked for and the disk has room."""
+        if name in self._numbers and disk_usage(self._folder).free > SPARE:
             boxes = {f"boxes{k}": part for k, (part, _) in enumerate(looks)}
             shown = {f"shown{k}": part for k, (_, part) in enumerate(looks)}
             np.savez(self._path(name), **boxes, **shown)
@@ -48,8 +52,11 @@ class Looks:
 
 @contextmanager
 def temporary_looks(names: Iterable[str]) -> Iterator[Looks]:
-    """Looks that are deleted in the end, in the repository's folder of caches."""
+    """Looks that are deleted in the end, in the repository's folder of caches; so are those of killed runs."""
     top = repository_root() / ".lesionlab"
     top.mkdir(exist_ok=True)
+    for left in top.glob("looks-*"):
+        if time.time() - left.stat().st_mtime > OLD:
+            rmtree(left, ignore_errors=True)
     with TemporaryDirectory(prefix="looks-", dir=top) as folder:
         yield Looks(Path(folder), names)

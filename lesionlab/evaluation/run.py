@@ -30,6 +30,7 @@ from lesionlab.params import EvaluateParams
 
 ENSEMBLE = "ensemble"
 CHANCE = "chance"  # a row of what one gets without looking
+VALIDATION = "validation"  # a part of the metrics, not a row
 # Of all that plots/evaluate/figures.csv holds, what metrics/evaluate.json repeats for `dvc metrics diff`.
 CLASSIFICATION = ("accuracy", "balanced_accuracy", "precision", "recall", "specificity", "f1", "roc_auc", "pr_auc")
 HEADLINES = (*CLASSIFICATION, "ece", "ece_before_scaling", "aurc", "aurc_gain", "error_at_90_coverage")
@@ -89,7 +90,7 @@ def run_evaluation(
     tables |= predictions(networks, crops, classes, params.refer_rate)
     proof = read_json(paths.proof)
     metrics = describe(figures, comparison, warn_of_controls(best, figures), proof, crops, params.resamples, seed)
-    metrics["validation"] = validation_accuracy(networks, params.resamples, seed)
+    metrics[VALIDATION] = validation_accuracy(networks, params.resamples, seed)
     write_json(paths.metrics, metrics)
     with whole_folder(paths.plots) as folder:
         for name, table in tables.items():
@@ -112,7 +113,7 @@ def _candidates(
 ) -> tuple[dict[str, Candidate], list[tuple[str, str]], list[str]]:
     """All rows of the table, the pairs of them that are compared, and the classes."""
     given = [folder.name for folder in paths.models]
-    reserved = (ENSEMBLE, CHANCE, *CONTROLS)
+    reserved = (ENSEMBLE, CHANCE, *CONTROLS, VALIDATION)
     if len(set(given)) < len(given) or set(reserved) & set(given):
         raise InputError(
             f"--model: {', '.join(given)}: folders must have names of their own, other than {', '.join(reserved)}"

@@ -7,7 +7,7 @@ import sys
 from collections.abc import Iterator
 from pathlib import Path
 
-X86_BFLOAT16 = {"avx512_bf16", "amx_bf16"}  # as Linux names them
+BFLOAT16 = {"avx512_bf16", "amx_bf16", "bf16"}  # as Linux names them, of x86 and (the last) of ARM
 
 
 def choose_kernels() -> None:
@@ -54,7 +54,8 @@ def start_keras(threads: int, dtype: str = "float32") -> None:
 def bfloat16_in_hardware() -> bool:
     """Whether the device that Keras computes on multiplies bfloat16 natively.
 
-    GPU: as the backend says (NVIDIA: compute capability 8.0 or above). Processor: x86 with AVX512_BF16 or AMX_BF16.
+    GPU: as the backend says (NVIDIA: compute capability 8.0 or above). Processor: x86 with AVX512_BF16 or AMX_BF16, ARM
+    with BF16.
     """
     import keras
 
@@ -80,13 +81,14 @@ def bfloat16_in_hardware() -> bool:
 
 def bfloat16_in_processor() -> bool:
     """Whether the processor multiplies bfloat16, whatever Keras computes on."""
-    return bool(X86_BFLOAT16 & _processor_flags())
+    return bool(BFLOAT16 & _processor_flags())
 
 
 def vector_instructions() -> str:
     """What the kernels of convolutions are made of here, which decides how sums round: AVX512, AVX2 or neither."""
     flags = _processor_flags()
-    return "AVX512" if "avx512f" in flags else "AVX2" if "avx2" in flags else platform.machine()
+    kind = "AVX512" if "avx512f" in flags else "AVX2" if "avx2" in flags else platform.machine()
+    return f"{kind} with bfloat16" if bfloat16_in_processor() else kind
 
 
 def _processor_flags() -> set[str]:
@@ -95,7 +97,7 @@ def _processor_flags() -> set[str]:
         lines = Path("/proc/cpuinfo").read_text().splitlines()
     except OSError:
         return set()
-    return next((set(line.split(":", 1)[1].split()) for line in lines if line.startswith("flags")), set())
+    return next((set(line.split(":", 1)[1].split()) for line in lines if line.startswith(("flags", "Features"))), set())
 
 
 @contextlib.contextmanager
