@@ -241,8 +241,8 @@ EXPERIMENTS = {
             "@seeds": [1, 2, 3],
         },
         "ensemble",
-        note="Augmentation, label smoothing and last epoch of `ensemble-xray`. Set, and declared before it ran, after the test "
-        "figures of `pneumoniamnist` had been seen.",
+        note="Augmentation, label smoothing and last epoch of `ensemble-xray`. Set, and declared before it ran, after "
+        "the test figures of `pneumoniamnist` had been seen.",
     ),
     "blockwise-lc25000": Experiment(
         "LC25000, five classes, folds by source tile",
