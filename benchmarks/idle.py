@@ -45,7 +45,6 @@ def copy_of_the_repository(folder: Path, *, only_dvc: bool) -> None:
         if (root / name).is_file():
             (folder / name).parent.mkdir(parents=True, exist_ok=True)
             shutil.copy(root / name, folder / name)
-    config = (folder / ".dvc" / "config").read_text()  # analytics off among it
     shutil.rmtree(folder / ".dvc")
     if only_dvc:
         for path in (folder / "dvc.yaml", *folder.glob("studies/*/dvc.yaml")):
@@ -54,8 +53,6 @@ def copy_of_the_repository(folder: Path, *, only_dvc: bool) -> None:
                 stage.get("do", stage)["cmd"] = "true"
             path.write_text(yaml.safe_dump(content, sort_keys=False))
     _dvc(folder, "init", "--no-scm", "--quiet")
-    with (folder / ".dvc" / "config").open("a") as stream:
-        stream.write(config)
     (folder / "dvc.lock").unlink()
     from dvc.repo import Repo
 
