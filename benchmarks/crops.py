@@ -24,7 +24,7 @@ from lesionlab.seeds import generator
 
 ROUNDS = 3
 WORKERS = 2
-FRAMES, SIDE, SIZE = 600, 352, 96  # frames, their side and that of a crop in pixels, as of Kvasir-SEG
+FRAMES, SIDE, SIZE = 1000, 352, 96  # frames, their side and that of a crop in pixels, as of Kvasir-SEG
 MANY, FEW = 100_000, 10_000  # crops
 MANY_ROUNDS = 3
 SMALL_SIDE, SMALL_SIZE = 64, 32

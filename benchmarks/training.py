@@ -36,12 +36,11 @@ from lesionlab.training.fit import Task, fit, predict_rows
 from lesionlab.training.prefix import Inputs
 
 ROUNDS = 3
-THREADS = 2
-TRANSFER_EPOCHS, FINETUNE_EPOCHS, SWEEP_EPOCHS = 10, 20, 4
-# Training and validation crops, and those of a batch: few, so that the plain way can run all of its epochs.
-TRANSFER_CROPS, FINETUNE_CROPS = (20, 4, 4), (6, 2, 2)
+THREADS, BATCH = 2, 4
+TRANSFER_EPOCHS, FINETUNE_EPOCHS, SWEEP_EPOCHS = 10, 20, 5
+TRANSFER_CROPS, FINETUNE_CROPS = (20, 4), (8, 4)  # training, validation: few, so that all epochs can be run plainly
 RATE, OTHER_RATE = 1e-4, 3e-5
-MEMORY_CROPS, MEMORY_BATCH = 1000, 64
+MEMORY_CROPS, MEMORY_BATCH = 2000, 64
 MULTIPLY_ADDS_AN_INSTRUCTION = {"float32": 16, "bfloat16": 32}  # of 512 bits (VFMADD231PS, VDPBF16PS)
 VGG16 = Architecture(backbone="vgg16", dense=128, dropout=0.0, image_size=150, classes=["background", "polyp"])
 SMALL = VGG16.model_copy(update={"backbone": "mobilenet_0.25", "image_size": 96})
@@ -69,7 +68,7 @@ class Case:
     unfrozen_blocks: int
     epochs: int
     seed: int
-    batch_size: int
+    batch_size: int = BATCH
 
     @property
     def boundary(self) -> str:
@@ -304,11 +303,9 @@ def _multiply_adds_a_crop(case: Case) -> tuple[dict[str, int], int]:
     return {"prefix": prefix, "suffix": sum(trained)}, 2 * sum(trained) - trained[0]
 
 
-def _case(
-    architecture: Architecture, train: int, val: int, batch: int, *, unfrozen_blocks: int, epochs: int, seed: int
-) -> Case:
+def _case(architecture: Architecture, train: int, val: int, *, unfrozen_blocks: int, epochs: int, seed: int) -> Case:
     images = _noise(train + val, architecture.image_size, seed)
-    return Case(architecture, images, _task(train, val), unfrozen_blocks, epochs, seed, batch)
+    return Case(architecture, images, _task(train, val), unfrozen_blocks, epochs, seed)
 
 
 def _memory_case(images: np.ndarray, seed: int) -> Case:

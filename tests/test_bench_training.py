@@ -33,7 +33,7 @@ def a_case(blocks: int, epochs: int = 2, train_crops: int = 32, val_crops: int =
     count = train_crops + val_crops
     images = np.random.default_rng(0).integers(256, size=(count, 32, 32, 3), dtype="uint8")
     task = Task(np.arange(count) % 2, np.arange(train_crops), np.arange(train_crops, count), 2)
-    return Case(tiny_architecture("vgg16", dense=0, dropout=0.0), images, task, blocks, epochs, 1, 16)
+    return Case(tiny_architecture("vgg16", dense=0, dropout=0.0), images, task, blocks, epochs, 1)
 
 
 def test_work_is_counted_layer_by_layer():
