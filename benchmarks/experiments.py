@@ -121,6 +121,19 @@ LARGE_TILES = {
     "finetune.learning_rate": 3e-4,
     "finetune.keep": "last",
 }
+LARGE_SLICES = {
+    "augment.rotation": 0.08,
+    "augment.zoom": 0.2,
+    "augment.brightness": 0.15,
+    "augment.contrast": 0.35,
+    "augment.copies": 8,
+    "transfer.augment": False,
+    "finetune.epochs": 12,
+    "finetune.keep": "last",
+    "evaluate.tta": 2,
+    **FOLDS,
+    "@blocks": [2],
+}
 EXPERIMENTS = {
     "kvasir-group": Experiment("Kvasir-SEG, near-duplicates kept together", "kvasir-seg", "Kvasir-SEG"),
     "kvasir-fold2": Experiment(
@@ -308,17 +321,7 @@ EXPERIMENTS = {
         {
             "model.image_size": 224,
             **BRAIN,
-            "augment.rotation": 0.08,
-            "augment.zoom": 0.2,
-            "augment.brightness": 0.15,
-            "augment.contrast": 0.35,
-            "augment.copies": 8,
-            "transfer.augment": False,
-            "finetune.epochs": 12,
-            "finetune.keep": "last",
-            "evaluate.tta": 2,
-            **FOLDS,
-            "@blocks": [2],
+            **LARGE_SLICES,
         },
         "blockwise",
         note="Eight augmented copies of a slice in place of four; the head alone learns from plain slices, to save "
@@ -332,17 +335,7 @@ EXPERIMENTS = {
             "model.image_size": 256,
             **BRAIN,
             "training.class_weights": False,
-            "augment.rotation": 0.08,
-            "augment.zoom": 0.2,
-            "augment.brightness": 0.15,
-            "augment.contrast": 0.35,
-            "augment.copies": 8,
-            "transfer.augment": False,
-            "finetune.epochs": 12,
-            "finetune.keep": "last",
-            "evaluate.tta": 2,
-            **FOLDS,
-            "@blocks": [2],
+            **LARGE_SLICES,
         },
         "blockwise",
         note="Settings of `blockwise-brain-224` on larger slices, each counted the same, as accuracy counts them. Set "
