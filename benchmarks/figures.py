@@ -247,7 +247,8 @@ def mean_section(name: str) -> list[str]:
     return [
         f"## {name}: {mean.title}",
         "",
-        f"`python -m benchmarks.figures`, after the experiments of its rows, {mean.blocks} blocks unfrozen (on commits "
+        f"`python -m benchmarks.figures`, after the experiments of its rows, "
+        f"{' and '.join(f'{blocks}' for blocks in mean.members.values())} blocks unfrozen (on commits "
         f"{', '.join(map(commit_of, mean.members))}; {minutes:.0f} min together)",
         "",
         *markdown_table(shown),
@@ -261,7 +262,7 @@ def mean_section(name: str) -> list[str]:
 def means_of(name: str) -> pd.DataFrame:
     """What `figures_of_means` finds for one of MEANS."""
     mean = MEANS[name]
-    return figures_of_means({member: predictions_of(member, mean.blocks) for member in mean.members})
+    return figures_of_means({member: predictions_of(member, blocks) for member, blocks in mean.members.items()})
 
 
 def predictions_of(name: str, blocks: int) -> list[Predictions]:
@@ -487,8 +488,14 @@ TARGETS = [
            "blockwise-brain-strong", of_chosen_depth("blockwise-brain-strong", "accuracy")),
     Target("the same, 256 px, augmented as at 224 px, slices counted the same", "accuracy", "0.948 (VGG19)", "0.948",
            "blockwise-brain-full", of_chosen_depth("blockwise-brain-full", "accuracy")),
+    Target("the same, 224 px, three blocks", "accuracy", "0.948 (VGG19)", "0.948", "blockwise-brain-deep",
+           of_chosen_depth("blockwise-brain-deep", "accuracy")),
+    Target("the same, 224 px, MobileNet", "accuracy", "0.948 (VGG19)", "0.948", "blockwise-brain-mobilenet",
+           of_chosen_depth("blockwise-brain-mobilenet", "accuracy")),
     Target("the same, the mean of the two at 224 px", "accuracy", "0.948 (VGG19)", "0.948", "mean-brain",
            of_mean("mean-brain", "accuracy")),
+    Target("the same, the mean of MobileNetV2 and MobileNet", "accuracy", "0.948 (VGG19)", "0.948",
+           "mean-brain-networks", of_mean("mean-brain-networks", "accuracy")),
     Target("lung CT (4 classes), official test, no duplicates", "test accuracy", "0.47 (IQ-OTH, validation)", "0.80",
            "chest-ct", figure_on_test("chest-ct", "accuracy")),
     Target("chest X-ray, official test", "test accuracy", "0.905", "0.92", "chest-xray",
