@@ -4,7 +4,7 @@ import pytest
 from tiny_networks import THREADS  # noqa: F401 (starts Keras)
 
 from benchmarks import detection, idle
-from benchmarks.bench import machine, markdown, reached, table
+from benchmarks.bench import machine, markdown, merge, reached, table
 from benchmarks.crops import CARD, CLASSES, draw_frames, pillow_loop
 from benchmarks.detection import multiply_adds
 from benchmarks.rows import Row
@@ -52,6 +52,12 @@ def test_the_page_says_why_a_row_was_not_measured():
     ]
 
 
+def test_a_part_that_is_measured_again_takes_its_old_rows_away():
+    kept, old = row(row="kept", part="idle"), row(row="old name", part="crops")
+    new = row(row="new name")
+    assert merge([kept, old], "crops", [new]) == [row(row="new name", part="crops"), kept]
+
+
 def test_the_machine_is_named_without_its_host():
     assert set(machine()) == {"processor", "cores"}
 
@@ -71,7 +77,7 @@ def test_poolings_at_stride_one_repeat_what_follows_them_for_each_phase():
 @pytest.mark.slow
 def test_the_rows_of_dense_maps_say_how_many_windows_there_are():
     for row, windows in zip(detection.rows(1, frame=96, rounds=1), (9, 25), strict=True):
-        assert row.note == f"{windows} windows of a frame of 96 px"
+        assert row.note.startswith(f"{windows} windows of a frame of 96 px;")
         assert row.ratio > 0
 
 

@@ -6,7 +6,7 @@ import pytest
 from PIL import Image
 from tiny_networks import CLASSES, SIZE, THREADS, lively, tiny_architecture, tiny_crops
 
-from lesionlab.detection.dense import DenseBackbone, fragment_offsets, fragments, halving_inputs
+from lesionlab.detection.dense import FRAMES_A_PASS, DenseBackbone, fragment_offsets, fragments, halving_inputs
 from lesionlab.errors import InputError
 from lesionlab.models.backbones import find_backbone, preprocess
 from lesionlab.models.networks import build_network
@@ -98,7 +98,7 @@ def test_a_fragment_is_a_pass_over_the_shifted_frame(backbone, stride, shift):
 
     def middle(top: int, left: int, stride: float) -> np.ndarray:
         image = Image.fromarray(frame[top : top + side, left : left + side])
-        boxes, features = DenseBackbone(classifier, stride).features(image, (0, 0, side, side), SIZE / side)
+        [(boxes, features)] = DenseBackbone(classifier, stride).features([image], [(0, 0, side, side)], SIZE / side)
         at = (boxes[:, :2] == (320 + right - left, 320 + down - top)).all(axis=1)
         assert at.sum() == 1
         assert (boxes[:, 2:] == SIZE).all()
@@ -123,7 +123,8 @@ def test_on_a_frame_of_one_window_the_features_are_those_of_the_crop(backbone, c
     maps = keras.Model(model.input, ends)(preprocess(frame, architecture.preprocessing))
     alone = np.concatenate([np.mean(part, axis=(1, 2)) for part in maps], axis=1)
     for stride in (1.0, 0.25):
-        boxes, features = DenseBackbone(classifier, stride).features(Image.fromarray(frame[0]), (0, 0, 64, 64), 1.0)
+        dense = DenseBackbone(classifier, stride)
+        [(boxes, features)] = dense.features([Image.fromarray(frame[0])], [(0, 0, 64, 64)], 1.0)
         assert boxes.tolist() == [[0, 0, 64, 64]]
         np.testing.assert_allclose(features, alone, rtol=1e-4, atol=1e-4)
 
@@ -133,7 +134,7 @@ def test_windows_lie_on_a_grid_as_fine_as_asked_for(stride, step):
     """A content box away from the corner, its sides no whole number of strides."""
     content = (7, 11, 150, 120)
     backbone = DenseBackbone(classifier_of("mobilenet_0.25"), stride)
-    boxes, features = backbone.features(Image.fromarray(noise(140, 160)), content, SIZE / 120)
+    [(boxes, features)] = backbone.features([Image.fromarray(noise(140, 160))], [content], SIZE / 120)
     assert features.shape == (len(boxes), sum(backbone.levels))
     reduced = (160, 128)  # the nearest whole strides of 32 pixels
     assert len(boxes) == np.prod([(length - SIZE) // step + 1 for length in reduced])
@@ -141,6 +142,26 @@ def test_windows_lie_on_a_grid_as_fine_as_asked_for(stride, step):
         scale = content[2 + axis] / reduced[axis]
         places = content[axis] + scale * np.arange(0, reduced[axis] - SIZE + 1, step)
         assert set(boxes[:, axis]) == set(places.round().astype(int))
+
+
+@pytest.mark.parametrize("backbone", [SMALL, *LARGE])
+def test_what_is_seen_of_a_frame_does_not_depend_on_the_others(backbone):
+    """Frames of two sizes, more of one than a pass takes and an odd number of both: each alone gives the same bits."""
+    dense = DenseBackbone(classifier_of(backbone), 0.5)
+    pixels = noise(120, 160)
+    frames = [np.roll(pixels, 9 * number, axis=1)[:, : 160 - 40 * (number % 2)] for number in range(6)]
+    images = [Image.fromarray(frame) for frame in [*frames, pixels[::-1]]]
+    contents = [(0, 0, *image.size) for image in images]
+    passes = []
+    network = dense.model.predict_on_batch
+    dense.model.predict_on_batch = lambda batch: passes.append(len(batch)) or network(batch)
+    together = dense.features(images, contents, SIZE / 120)
+    assert passes == [FRAMES_A_PASS] * 4  # 4 frames of 160 pixels, 3 of 120
+    for image, content, (boxes, features) in zip(images, contents, together, strict=True):
+        [(alone_boxes, alone)] = dense.features([image], [content], SIZE / 120)
+        np.testing.assert_array_equal(boxes, alone_boxes)
+        np.testing.assert_array_equal(features, alone)
+    assert len({features.tobytes() for _, features in together}) == len(images)
 
 
 def test_the_small_cnn_has_no_dense_way():

@@ -25,7 +25,7 @@ from lesionlab.detection.head import (
     scale_to,
     train_head,
 )
-from lesionlab.detection.looks import Looks
+from lesionlab.detection.looks import Look, Looks
 from lesionlab.detection.windows import window_grid
 from lesionlab.errors import InputError
 from lesionlab.models.networks import softmax
@@ -67,7 +67,8 @@ def test_a_window_is_a_lesions_where_its_centre_lies_in_one(frames, backbone):
     settings = params(window_sizes=[0.5, 0.8], windows_per_frame=1000)
     drawn, labels, _ = draw_windows(frames[:1], backbone, settings, NOTHING_KEPT)
     image = Image.open(frames[0].image)
-    boxes, features = zip(*(backbone.features(image, (0, 0, SIDE, SIDE), size) for size in (0.5, 0.8)), strict=True)
+    looks = [backbone.features([image], [(0, 0, SIDE, SIDE)], size)[0] for size in (0.5, 0.8)]
+    boxes, features = zip(*looks, strict=True)
     centres = np.concatenate(boxes)[:, :2] + np.concatenate(boxes)[:, 2:] / 2
     mask = np.asarray(Image.open(frames[0].mask)) > 0
     expected = np.array([mask[int(y), int(x)] for x, y in centres])
@@ -125,7 +126,7 @@ def test_a_new_head_says_what_the_classifier_says_of_crops(temperature):
     classifier = replace(classifier, description=classifier.description.model_copy(update={"temperature": temperature}))
     pixels = np.random.default_rng(3).integers(0, 256, (32, 32, 3), dtype="uint8")
     dense = DenseBackbone(classifier, 1.0)
-    _, features = dense.features(Image.fromarray(pixels), (0, 0, 32, 32), 1.0)
+    [(_, features)] = dense.features([Image.fromarray(pixels)], [(0, 0, 32, 32)], 1.0)
     logits = build_head(dense, seed=1).predict_on_batch(features)
     np.testing.assert_allclose(softmax(logits), classifier.predict(pixels[None], np.arange(1), 1), rtol=1e-3)
 
@@ -163,7 +164,10 @@ class Brightness:
     def classifier_logits(self, features: keras.KerasTensor) -> None:
         """It has no classifier."""
 
-    def features(self, image: Image.Image, content: Box, fraction: float) -> tuple[np.ndarray, np.ndarray]:
+    def features(self, images: list[Image.Image], contents: list[Box], fraction: float) -> list[Look]:
+        return [self.look(*frame, fraction) for frame in zip(images, contents, strict=True)]
+
+    def look(self, image: Image.Image, content: Box, fraction: float) -> Look:
         side, corners = window_grid(content, fraction, 0.25)
         middles = [
             np.asarray(image.crop((x + side // 3, y + side // 3, x + side // 2, y + side // 2))) for x, y in corners

@@ -26,19 +26,18 @@ def looked_at(monkeypatch) -> Counter:
     """How often the backbone, or the windows cut out, saw a frame at a size."""
     counts: Counter = Counter()
 
-    def counted(look):
-        def count_and_look(*arguments):
-            image, fraction = arguments[-3], arguments[-1]
-            counts[image.tobytes(), fraction] += 1
-            return look(*arguments)
+    see, cut = DenseBackbone.features, lesionlab.detection.detector.cut_windows
 
-        return count_and_look
+    def count_and_see(backbone, images, contents, fraction):
+        counts.update((image.tobytes(), fraction) for image in images)
+        return see(backbone, images, contents, fraction)
 
-    monkeypatch.setattr(DenseBackbone, "features", counted(DenseBackbone.features))
-    cut = lesionlab.detection.detector.cut_windows
-    monkeypatch.setattr(
-        lesionlab.detection.detector, "cut_windows", lambda *a: (counted(lambda *_: cut(*a)))(*a[:2], a[2])
-    )
+    def count_and_cut(image, content, fraction, *rest):
+        counts[image.tobytes(), fraction] += 1
+        return cut(image, content, fraction, *rest)
+
+    monkeypatch.setattr(DenseBackbone, "features", count_and_see)
+    monkeypatch.setattr(lesionlab.detection.detector, "cut_windows", count_and_cut)
     return counts
 
 

@@ -1,5 +1,7 @@
 """Look at a frame once: the backbone runs over the whole frame, and each window is the means of its cells."""
 
+from collections import defaultdict
+from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from itertools import product
@@ -9,10 +11,15 @@ import numpy as np
 from PIL import Image
 
 from lesionlab.data.crops import Box
+from lesionlab.detection.looks import Look
 from lesionlab.errors import InputError
 from lesionlab.models.backbones import find_backbone, preprocess
-from lesionlab.models.saved import Classifier
+from lesionlab.models.saved import Classifier, pad_batch
 
+# Frames in one pass, always: some processors convolve one frame at half the speed of two, and a convolution may round
+# differently in a pass of another size.
+FRAMES_A_PASS = 2
+FRAMES_TOGETHER = 8  # in memory at once, so that those of one size find each other
 PHASES = tuple(product((0, 1), repeat=2))  # the rows and columns from which a layer of stride 2 can start
 
 
@@ -57,7 +64,7 @@ class DenseBackbone:
 
     @cached_property
     def model(self) -> keras.Model:
-        """(1, height, width, 3) preprocessed to (fragments, rows, columns, channels), weights shared by value."""
+        """(n, height, width, 3) preprocessed to (fragments * n, rows, columns, channels), weights shared by value."""
         base = find_backbone(self.classifier.description.architecture.backbone).build(None)
         for layer in base.layers:
             if layer.weights:
@@ -95,29 +102,55 @@ class DenseBackbone:
                 x = layer(x)
         return keras.layers.Rescaling(1 / description.temperature, name="temperature")(x)
 
-    def features(self, image: Image.Image, content: Box, fraction: float) -> tuple[np.ndarray, np.ndarray]:
-        """Windows of one size: boxes (n, 4) x, y, width, height in pixels of the frame, and features (n, channels).
+    def features(self, images: Sequence[Image.Image], contents: Sequence[Box], fraction: float) -> list[Look]:
+        """Windows of one size of each frame: boxes (n, 4) in pixels of the frame, and features (n, channels).
 
-        fraction: a window's side in parts of the content's shorter side.
+        fraction: a window's side in parts of the content's shorter side. Frames that are reduced to one size are seen
+        together; what is seen of a frame does not depend on the others.
         """
-        x, y, width, height = content
+        groups = defaultdict(list)
+        for number, content in enumerate(contents):
+            groups[self._reduced_size(content, fraction)].append(number)
+        looks = {}
+        for reduced, members in groups.items():
+            for begin in range(0, len(members), FRAMES_A_PASS):
+                part = members[begin : begin + FRAMES_A_PASS]
+                maps = self._maps([images[number] for number in part], [contents[number] for number in part], reduced)
+                looks |= {n: self._windows(found, contents[n], reduced) for n, found in zip(part, maps, strict=True)}
+        return [looks[number] for number in range(len(images))]
+
+    def _reduced_size(self, content: Box, fraction: float) -> tuple[int, int]:
+        """Columns and rows of a frame of which a window is as large as a crop."""
+        _, _, width, height = content
         size, step = self.classifier.description.architecture.image_size, 2**self._strided
         scale = size / (fraction * min(width, height))
         # Whole steps, so that every layer pads as it does in a crop.
         least = int(np.ceil(size / step))
-        columns = max(least, round(width * scale / step)) * step
-        rows = max(least, round(height * scale / step)) * step
-        reduced = image.resize((columns, rows), Image.Resampling.BILINEAR, box=(x, y, x + width, y + height))
-        inputs = preprocess(np.asarray(reduced)[None], self.classifier.description.architecture.preprocessing)
-        means = np.asarray(self.model.predict_on_batch(inputs))
-        down, across = np.mgrid[: means.shape[1], : means.shape[2]] * step
+        columns, rows = (max(least, round(length * scale / step)) * step for length in (width, height))
+        return columns, rows
+
+    def _maps(self, images: list[Image.Image], contents: list[Box], reduced: tuple[int, int]) -> np.ndarray:
+        """One pass over frames: (n, fragments, rows, columns, channels)."""
+        pixels = [
+            np.asarray(image.resize(reduced, Image.Resampling.BILINEAR, box=(x, y, x + width, y + height)))
+            for image, (x, y, width, height) in zip(images, contents, strict=True)
+        ]
+        inputs = preprocess(np.stack(pixels), self.classifier.description.architecture.preprocessing)
+        maps = np.asarray(self.model.predict_on_batch(pad_batch(inputs, FRAMES_A_PASS)))
+        return maps.reshape(-1, FRAMES_A_PASS, *maps.shape[1:]).swapaxes(0, 1)[: len(images)]
+
+    def _windows(self, maps: np.ndarray, content: Box, reduced: tuple[int, int]) -> Look:
+        """The windows of the (fragments, rows, columns, channels) of a frame that lie within it."""
+        x, y, width, height = content
+        size, step = self.classifier.description.architecture.image_size, 2**self._strided
+        down, across = np.mgrid[: maps.shape[1], : maps.shape[2]] * step
         top, left = np.array(fragment_offsets(self._strided, self._halvings)).T[:, :, None, None]
         corners = np.stack([(across + left).ravel(), (down + top).ravel()], axis=1)
-        inside = (corners + size <= (columns, rows)).all(axis=1)
-        to_frame = np.array([width / columns, height / rows])
+        inside = (corners + size <= reduced).all(axis=1)
+        to_frame = np.array([width, height]) / reduced
         corners = (corners[inside] * to_frame + (x, y)).round().astype(int)
         sides = np.broadcast_to((size * to_frame).round().astype(int), corners.shape)
-        return np.concatenate([corners, sides], axis=1), means.reshape(-1, means.shape[-1])[inside]
+        return np.concatenate([corners, sides], axis=1), maps.reshape(-1, maps.shape[-1])[inside]
 
 
 def halving_inputs(model: keras.Model) -> list[keras.KerasTensor]:
@@ -135,7 +168,7 @@ def fragments(model: keras.Model, halvings: int) -> keras.Model:
     """A convolutional network whose last `halvings` layers of stride 2 start at every row and column.
 
     model: (n, height, width, channels) to (n, rows, columns, features), height and width even at each of these layers.
-    The result gives (4**halvings * n, rows, columns, features), a fragment for each of `fragment_offsets`: what is
+    The result gives (4**halvings * n, rows, columns, features), n fragments for each of `fragment_offsets`: what is
     before such a layer is computed once, it and what follows once for each of its four phases. These are the values
     that the layer at stride 1 and dilation in all that follow would give, a fragment holding every second (fourth,
     ...) row and column of them; but no layer changes, whatever kernel, padding or shortcut it has.

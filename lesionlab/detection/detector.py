@@ -1,6 +1,6 @@
 """A detector: what scores the windows of a frame, which boxes are left of them, and the folder that holds it."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -11,10 +11,10 @@ from pydantic import ValidationError
 
 from lesionlab.data.crops import Box
 from lesionlab.detection.boxes import suppress
-from lesionlab.detection.dense import DenseBackbone
+from lesionlab.detection.dense import FRAMES_TOGETHER, DenseBackbone
 from lesionlab.detection.head import build_head
-from lesionlab.detection.looks import Look, look_at
-from lesionlab.detection.windows import cut_windows, heat_map
+from lesionlab.detection.looks import Look, LookAt, Looks, look_at_each
+from lesionlab.detection.windows import cut_windows
 from lesionlab.errors import InputError
 from lesionlab.files import file_digest, read_json, whole_folder, write_json
 from lesionlab.models.networks import softmax
@@ -47,25 +47,27 @@ class Description(Section):
 class Detector:
     """Looks for lesions in whole frames: first what each window shows, then how probable a lesion in it is.
 
-    look: windows of one size of a frame, (image, content box, side in parts of its shorter side) to a Look.
-    judge: what n windows show to the probability of a lesion, (n,). head: of a dense detector; None where windows are
-    cut out one by one.
+    judge: what n windows show to the probability of a lesion, (n,). together: how many frames are looked at at a time.
+    head: of a dense detector; None where windows are cut out one by one.
     """
 
-    look: Callable[[Image.Image, Box, float], Look]
+    look: LookAt
     judge: Callable[[np.ndarray], np.ndarray]
     settings: DetectParams
+    together: int
     head: keras.Model | None = None
 
-    def windows(self, pixels: np.ndarray, looks: list[Look] | None = None) -> tuple[np.ndarray, np.ndarray]:
-        """All windows of a frame: boxes (n, 4) x, y, width, height in pixels, and scores (n,) in [0, 1].
+    def windows(
+        self, frames: Sequence[tuple[str, Path]], seen: Looks | None = None
+    ) -> Iterator[tuple[np.ndarray, np.ndarray, np.ndarray]]:
+        """Of each frame (its name and file), in order: pixels, all windows (n, 4), and scores (n,) in [0, 1].
 
-        pixels: (height, width, 3) uint8 RGB. looks: what was seen of this frame before, which is then not looked at.
+        Pixels are (height, width, 3) uint8 RGB, windows x, y, width, height in pixels. seen: frames that were looked
+        at before.
         """
-        if looks is None:
-            looks = look_at(pixels, self.look, self.settings.window_sizes)
-        boxes, shown = zip(*looks, strict=True)
-        return np.concatenate(boxes), np.concatenate([self.judge(part) for part in shown])
+        for pixels, looks in look_at_each(frames, self.look, self.settings.window_sizes, self.together, seen):
+            boxes, shown = zip(*looks, strict=True)
+            yield pixels, np.concatenate(boxes), np.concatenate([self.judge(part) for part in shown])
 
     def suppressed(self, windows: np.ndarray, scores: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
         """Boxes (n, 4) that are left of all windows, and scores (n,), best first."""
@@ -73,28 +75,20 @@ class Detector:
         kept = kept[scores[kept] >= LOWEST_SCORE]
         return windows[kept], scores[kept]
 
-    def boxes(self, pixels: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-        """Boxes (n, 4) after suppression, scores (n,) in [0, 1], best first, and the heat map (height, width).
-
-        pixels: (height, width, 3) uint8 RGB.
-        """
-        windows, scores = self.windows(pixels)
-        return *self.suppressed(windows, scores), heat_map(windows, scores, pixels.shape[:2])
-
 
 def windows_detector(classifier: Classifier, settings: DetectParams, batch_size: int) -> Detector:
     """Each window is cut out and classified: the score is the probability of any class but the first (background)."""
     size = classifier.description.architecture.image_size
 
-    def look(image: Image.Image, content: Box, fraction: float) -> Look:
-        return cut_windows(image, content, fraction, settings.stride, size)
+    def look(images: Sequence[Image.Image], contents: Sequence[Box], fraction: float) -> list[Look]:
+        return [cut_windows(*frame, fraction, settings.stride, size) for frame in zip(images, contents, strict=True)]
 
     def judge(windows: np.ndarray) -> np.ndarray:
         starts = range(0, len(windows), batch_size)
         logits = [classifier.logits(windows[start : start + batch_size], batch_size) for start in starts]
         return 1 - softmax(np.concatenate(logits), classifier.description.temperature)[:, 0]
 
-    return Detector(look, judge, settings)
+    return Detector(look, judge, settings, together=1)  # pixels of all windows of several frames would be many
 
 
 def dense_detector(backbone: DenseBackbone, head: keras.Model, settings: DetectParams) -> Detector:
@@ -103,7 +97,7 @@ def dense_detector(backbone: DenseBackbone, head: keras.Model, settings: DetectP
     def judge(features: np.ndarray) -> np.ndarray:
         return softmax(np.asarray(head.predict_on_batch(features)))[:, 1]
 
-    return Detector(backbone.features, judge, settings, head)
+    return Detector(backbone.features, judge, settings, FRAMES_TOGETHER, head)
 
 
 def save_detector(folder: Path, detector: Detector, description: Description) -> None:

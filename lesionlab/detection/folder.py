@@ -13,6 +13,7 @@ from lesionlab.detection.boxes import boxes_table
 from lesionlab.detection.detector import Detector, load_detector, read_description, windows_detector
 from lesionlab.detection.pictures import draw_class_map, draw_overlay
 from lesionlab.detection.tiles import classify_tiles, map_names, save_maps, tiles_table
+from lesionlab.detection.windows import heat_map
 from lesionlab.errors import InputError
 from lesionlab.files import file_digest, whole_folder, write_table
 from lesionlab.models.saved import MODEL_FILE, Classifier, load_classifier
@@ -122,10 +123,11 @@ def find_lesions(detector: Detector, threshold: float, pictures: list[Path], out
     tables = []
     with whole_folder(out) as folder:
         (folder / "heatmaps").mkdir()
-        for path in progress(pictures, desc="detect", unit="frame"):
-            pixels = read_rgb(path)
-            boxes, scores, heat = detector.boxes(pixels)
-            table = boxes_table(path.name, boxes, scores)
+        looked = detector.windows([(path.name, path) for path in pictures])
+        bar = progress(looked, desc="detect", unit="frame", total=len(pictures))
+        for path, (pixels, windows, scores) in zip(pictures, bar, strict=True):
+            heat = heat_map(windows, scores, pixels.shape[:2])
+            table = boxes_table(path.name, *detector.suppressed(windows, scores))
             table = table[table["score"] >= threshold]
             tables.append(table)
             Image.fromarray((heat * 255).round().astype("uint8")).save(folder / "heatmaps" / f"{path.stem}.png")

@@ -12,10 +12,10 @@ import numpy as np
 from sklearn.preprocessing import StandardScaler
 
 from lesionlab.data.crops import lesion_boxes
-from lesionlab.data.readers import Frame, read_mask, read_rgb
+from lesionlab.data.readers import Frame, read_mask
 from lesionlab.detection.boxes import NO_LESION, found_lesion
-from lesionlab.detection.dense import DenseBackbone
-from lesionlab.detection.looks import Looks, look_at
+from lesionlab.detection.dense import FRAMES_TOGETHER, DenseBackbone
+from lesionlab.detection.looks import Looks, look_at_each
 from lesionlab.errors import InputError
 from lesionlab.params import FitParams, Params, TrainingParams
 from lesionlab.progress import progress
@@ -131,11 +131,16 @@ def draw_windows(
     features = np.empty((len(frames) * most, sum(backbone.levels)), "float16")
     labels, numbers = [np.zeros(0, int)], [np.zeros(0, int)]
     end = 0
-    for number, frame in enumerate(progress(frames, desc="detect, windows to learn from", unit="frame")):
-        pixels = read_rgb(frame.image)
+    looked = look_at_each(
+        [(frame.name, frame.image) for frame in frames],
+        backbone.features,
+        params.detect.window_sizes,
+        FRAMES_TOGETHER,
+    )
+    bar = progress(looked, desc="detect, windows to learn from", unit="frame", total=len(frames))
+    for number, (frame, (pixels, parts)) in enumerate(zip(frames, bar, strict=True)):
         mask = read_mask(frame.mask, params.crop.mask_threshold, pixels.shape[1::-1], frame.image)
         lesions, _ = lesion_boxes(mask, params.crop.min_lesion_area)
-        parts = look_at(pixels, backbone.features, params.detect.window_sizes)
         seen.keep(frame.name, parts)
         found = found_lesion(np.concatenate([boxes for boxes, _ in parts]), lesions, mask)
         chosen = choose_windows(found, most, generator(params.seed, "detect", "windows", frame.name))

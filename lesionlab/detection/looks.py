@@ -1,7 +1,7 @@
 """What is seen of a frame, and a folder of it for frames that are searched more than once."""
 
 import time
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from shutil import disk_usage, rmtree
@@ -11,18 +11,15 @@ import numpy as np
 from PIL import Image
 
 from lesionlab.data.crops import Box, content_box
+from lesionlab.data.readers import read_rgb
 from lesionlab.files import repository_root
 
 SPARE = 2 * 2**30  # bytes of the disk that are left to others: a frame too many is looked at again
 OLD = 24 * 3600.0  # seconds; so long no stage detects, so what is older is of one that was killed
 # Windows of one size: boxes (n, 4) x, y, width, height in pixels of the frame, and what each of them shows (n, ...).
 Look = tuple[np.ndarray, np.ndarray]
-
-
-def look_at(pixels: np.ndarray, look: Callable[[Image.Image, Box, float], Look], sizes: Iterable[float]) -> list[Look]:
-    """A Look for each window size of a frame, (height, width, 3) uint8 RGB."""
-    image, content = Image.fromarray(pixels), content_box(pixels)
-    return [look(image, content, size) for size in sizes]
+# A Look at windows of one size (their side in parts of a content's shorter side) for each of some frames.
+LookAt = Callable[[Sequence[Image.Image], Sequence[Box], float], list[Look]]
 
 
 class Looks:
@@ -48,6 +45,26 @@ class Looks:
 
     def _path(self, name: str) -> Path:
         return self._folder / f"{self._numbers[name]}.npz"
+
+
+def look_at_each(
+    frames: Sequence[tuple[str, Path]], look: LookAt, sizes: Sequence[float], together: int, seen: Looks | None = None
+) -> Iterator[tuple[np.ndarray, list[Look]]]:
+    """Of each frame (its name and file), in order: (height, width, 3) uint8 RGB, and a Look for each window size.
+
+    together: so many frames are read, and what they show is held, at a time. seen: those that were looked at before.
+    """
+    for begin in range(0, len(frames), together):
+        part = frames[begin : begin + together]
+        pixels = [read_rgb(path) for _, path in part]
+        found = [None if seen is None else seen.of(name) for name, _ in part]
+        new = [number for number, looks in enumerate(found) if looks is None]
+        images, contents = [Image.fromarray(pixels[n]) for n in new], [content_box(pixels[n]) for n in new]
+        if new:
+            by_size = [look(images, contents, size) for size in sizes]
+            for number, looks in zip(new, zip(*by_size, strict=True), strict=True):
+                found[number] = list(looks)
+        yield from zip(pixels, found, strict=True)
 
 
 @contextmanager

@@ -1,7 +1,7 @@
 """Detection on the frames of the test subset."""
 
 import time
-from collections.abc import Iterable
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -215,17 +215,18 @@ def frames_of_subsets(paths: Paths, card: Card, params: Params) -> dict[str, lis
 
 
 def detect_frames(
-    frames: Iterable[Frame], detector: Detector, params: Params, desc: str, seen: Looks | None = None
+    frames: Sequence[Frame], detector: Detector, params: Params, desc: str, seen: Looks | None = None
 ) -> Findings:
     """Look for lesions in frames, and hold what is found against their masks, which cards with windows always give.
 
     seen: frames that were looked at before.
     """
     tables, listed, lesion_rows, windows = [], [], [], {}
-    for frame in progress(list(frames), desc=desc, unit="frame"):
-        pixels = read_rgb(frame.image)
-        windows[frame.name] = detector.windows(pixels, seen and seen.of(frame.name))
-        boxes, scores = detector.suppressed(*windows[frame.name])
+    looked = detector.windows([(frame.name, frame.image) for frame in frames], seen)
+    bar = progress(looked, desc=desc, unit="frame", total=len(frames))
+    for frame, (pixels, *scored) in zip(frames, bar, strict=True):
+        windows[frame.name] = tuple(scored)
+        boxes, scores = detector.suppressed(*scored)
         group = frame.group or frame.name
         mask = read_mask(frame.mask, params.crop.mask_threshold, pixels.shape[1::-1], frame.image)
         lesions, components = lesion_boxes(mask, params.crop.min_lesion_area)
