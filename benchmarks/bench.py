@@ -9,7 +9,7 @@ Every part runs in a process of its own, since threads and memory are a process'
 import platform
 import time
 from concurrent.futures import ProcessPoolExecutor
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from importlib import import_module
 from importlib.metadata import version
 from multiprocessing import get_context
@@ -44,16 +44,15 @@ def main(
     before = read_json(out) if out.exists() else {}
     if before | same != before:
         before = {}  # of another machine or other versions: not to be compared
-    found = {row["row"]: Row(**row) for row in before.get("rows", ())}
+    rows = [Row(**row) for row in before.get("rows", ())]
     seconds = before.get("seconds", {})
     for name in progress(part or PARTS, desc="bench", unit="part"):
         started = time.perf_counter()
         with ProcessPoolExecutor(1, mp_context=get_context("spawn")) as pool:
-            found |= {row.row: row for row in pool.submit(rows_of, name, seed).result()}
+            rows = merge(rows, name, pool.submit(rows_of, name, seed).result())
         seconds[name] = round(time.perf_counter() - started)
         # After each part: what was measured is not lost with what follows.
-        write_json(out, same | {"seconds": seconds, "rows": [asdict(row) for row in found.values()]}, digits=4)
-    rows = list(found.values())
+        write_json(out, same | {"seconds": seconds, "rows": [asdict(row) for row in rows]}, digits=4)
     if out == RESULTS:
         head, rest = README.read_text().split(BEGIN)
         lines = [BEGIN, *markdown(rows, same["machine"]), END]
@@ -66,6 +65,12 @@ def rows_of(part: str, seed: int) -> list[Row]:
     """Measure the rows of one module of this folder."""
     choose_kernels()  # the module may import Keras
     return import_module(f"benchmarks.{part}").rows(seed)
+
+
+def merge(rows: list[Row], part: str, measured: list[Row]) -> list[Row]:
+    """Rows with those of `part` replaced by what was measured now, in the order of PARTS."""
+    kept = [row for row in rows if row.part != part] + [replace(row, part=part) for row in measured]
+    return sorted(kept, key=lambda row: PARTS.index(row.part))
 
 
 def machine() -> dict[str, str | int]:

@@ -3,6 +3,9 @@
 import statistics
 import tempfile
 import time
+from concurrent.futures import ProcessPoolExecutor
+from functools import partial
+from multiprocessing import get_context
 from pathlib import Path
 
 import imagehash
@@ -45,21 +48,27 @@ def rows(seed: int, frames: int = FRAMES, many: int = MANY, few: int = FEW) -> l
 
 def draw_frames(folder: Path, count: int, side: int, seed: int, suffix: str) -> None:
     """`count` frames of blotches with one ellipse as lesion, eight of a group: image, mask (PNG) and frames.csv."""
-    table = []
-    for number in progress(range(count), desc="bench, frames", unit="frame"):
-        rng = generator(seed, "bench", "frame", number)
-        blotches = Image.fromarray(rng.integers(40, 255, (9, 9, 3), dtype="uint8"))
-        image, mask = blotches.resize((side, side), Image.Resampling.BICUBIC), Image.new("L", (side, side))
-        x, y = rng.uniform(0.3, 0.7, 2) * side
-        width, height = rng.uniform(0.08, 0.2, 2) * side
-        box = (x - width, y - height, x + width, y + height)
-        ImageDraw.Draw(mask).ellipse(box, fill=255)
-        ImageDraw.Draw(image).ellipse(box, fill=tuple(rng.integers(60, 200, 3).tolist()))
-        names = f"{number:06d}{suffix}", f"{number:06d}_mask.png"
-        image.save(folder / names[0])
-        mask.save(folder / names[1])
-        table.append((*names, f"g{number // 8:05d}"))
+    draw = partial(_draw_frame, folder=folder, side=side, seed=seed, suffix=suffix)
+    with ProcessPoolExecutor(WORKERS, mp_context=get_context("spawn")) as pool:
+        drawn = pool.map(draw, range(count), chunksize=64)
+        table = list(progress(drawn, desc="bench, frames", unit="frame", total=count))
     write_table(folder / "frames.csv", pd.DataFrame(table, columns=["image", "mask", "group"]))
+
+
+def _draw_frame(number: int, folder: Path, side: int, seed: int, suffix: str) -> tuple[str, str, str]:
+    """Files of image and mask, and the group."""
+    rng = generator(seed, "bench", "frame", number)
+    blotches = Image.fromarray(rng.integers(40, 255, (9, 9, 3), dtype="uint8"))
+    image, mask = blotches.resize((side, side), Image.Resampling.BICUBIC), Image.new("L", (side, side))
+    x, y = rng.uniform(0.3, 0.7, 2) * side
+    width, height = rng.uniform(0.08, 0.2, 2) * side
+    box = (x - width, y - height, x + width, y + height)
+    ImageDraw.Draw(mask).ellipse(box, fill=255)
+    ImageDraw.Draw(image).ellipse(box, fill=tuple(rng.integers(60, 200, 3).tolist()))
+    names = f"{number:06d}{suffix}", f"{number:06d}_mask.png"
+    image.save(folder / names[0])
+    mask.save(folder / names[1])
+    return *names, f"g{number // 8:05d}"
 
 
 def pillow_loop(frames: list[Frame], params: CropParams, size: int, seed: int) -> int:

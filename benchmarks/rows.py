@@ -9,7 +9,7 @@ class Row:
 
     row: what was measured. plain, ours: medians over interleaved rounds, in seconds unless `note` names another unit.
     ratio: how many times less ours takes (for rows with `at_most`: how many times more). floor: the same ratio as
-    counted operations allow. at_least, at_most: what the ratio must be.
+    counted operations allow. at_least, at_most: what the ratio must be. part: the part of the bench that measured it.
     """
 
     row: str
@@ -20,3 +20,4 @@ class Row:
     at_least: float | None
     at_most: float | None = None
     note: str = ""
+    part: str = ""

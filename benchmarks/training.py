@@ -37,10 +37,10 @@ from lesionlab.training.prefix import Inputs
 
 ROUNDS = 3
 THREADS, BATCH = 2, 4
-TRANSFER_EPOCHS, FINETUNE_EPOCHS, SWEEP_EPOCHS = 10, 20, 5
-TRANSFER_CROPS, FINETUNE_CROPS = (20, 4), (8, 4)  # training, validation: few, so that all epochs can be run plainly
+TRANSFER_EPOCHS, FINETUNE_EPOCHS, SWEEP_EPOCHS = 10, 20, 4
+TRANSFER_CROPS, FINETUNE_CROPS = (20, 4), (4, 4)  # training, validation: few, so that all epochs can be run plainly
 RATE, OTHER_RATE = 1e-4, 3e-5
-MEMORY_CROPS, MEMORY_BATCH = 2000, 64
+MEMORY_CROPS, MEMORY_BATCH = 1500, 64
 MULTIPLY_ADDS_AN_INSTRUCTION = {"float32": 16, "bfloat16": 32}  # of 512 bits (VFMADD231PS, VDPBF16PS)
 VGG16 = Architecture(backbone="vgg16", dense=128, dropout=0.0, image_size=150, classes=["background", "polyp"])
 SMALL = VGG16.model_copy(update={"backbone": "mobilenet_0.25", "image_size": 96})
