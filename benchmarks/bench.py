@@ -44,7 +44,7 @@ def main(
     before = read_json(out) if out.exists() else {}
     if before | same != before:
         before = {}  # of another machine or other versions: not to be compared
-    rows = [Row(**row) for row in before.get("rows", ())]
+    rows = [Row(**row) for row in before.get("rows", ()) if row.get("part") in PARTS]
     seconds = before.get("seconds", {})
     for name in progress(part or PARTS, desc="bench", unit="part"):
         started = time.perf_counter()

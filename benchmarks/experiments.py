@@ -196,9 +196,10 @@ EXPERIMENTS = {
             "training.sensitivity": 0.932,
             **ALL_THREE,
         },
-        note="Padded to squares, films keep their proportions, which differ between normal and pneumonia; squashed, "
-        "they do not tell. Thresholds reach the sensitivity that Kermany et al. published for this test set, 0.932 "
-        "(Cell 172:1122-1131, 2018), on validation films. Run after the test figures of chest-xray had been seen.",
+        note="Padded to squares, a film's proportions would tell where it is from; squashed, they do not. (The copies "
+        "that were read are squares already: only what is left of a film without its black margins has proportions.) "
+        "Thresholds reach the sensitivity that Kermany et al. published for this test set, 0.932 (Cell 172:1122-1131, "
+        "2018), on validation films. Run after the test figures of chest-xray had been seen.",
     ),
     "ensemble-xray": Experiment(
         "Chest X-ray, the mean of three seeds of the same",

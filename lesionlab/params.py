@@ -91,12 +91,12 @@ class TrainingParams(Section):
 
 
 class AugmentParams(Section):
-    """Random changes of a training crop."""
+    """Random changes of a training crop; `auto` is what the card says."""
 
-    copies: Count
-    horizontal_flip: bool
-    vertical_flip: bool
-    rotation: Annotated[float, Field(ge=0, le=0.5)]
+    copies: Literal["auto"] | Count
+    horizontal_flip: Literal["auto"] | bool
+    vertical_flip: Literal["auto"] | bool
+    rotation: Literal["auto"] | Annotated[float, Field(ge=0, le=0.5)]
     zoom: Annotated[float, Field(ge=0, lt=1)]
     brightness: Fraction
     contrast: Fraction

@@ -51,6 +51,7 @@ def main(
         description = describe_external(index, table, trained, settings, datasets=datasets, seed=params.seed)
         thumbnails = by_subset(index, table["subset"], thumbnails) | {"train": read_thumbnails(training, trained)}
     description["proof"] |= describe_likeness(thumbnails)
+    description["grouped_by"] = card.grouped_by
     write_table(split, table)
     write_json(metrics, description)
     sizes = ", ".join(f"{part['crops']} {name}" for name, part in description["subsets"].items())

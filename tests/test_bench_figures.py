@@ -33,13 +33,21 @@ def test_the_page_says_the_calibration_error_before_and_after_scaling(monkeypatc
     model = {name: {"value": 0.9, "low": 0.8, "high": 1.0} for name in names}
     model |= {"ece": {"value": 0.02, "low": 0.01, "high": 0.03}}
     model |= {"ece_before_scaling": {"value": 0.05, "low": 0.04, "high": 0.06}}
-    evaluated = {"protocol": "group", "group_disjoint": True, "seed": 1, "crops": 9, "groups": 3, "warning": None}
+    evaluated = {
+        "protocol": "group",
+        "group_disjoint": True,
+        "seed": 1,
+        "crops": 9,
+        "groups": 3,
+        "warning": None,
+    }
     evaluated |= {"validation": {"finetune": {"accuracy": {"value": 0.95, "low": 0.9, "high": 0.99}}}}
     metrics = {"evaluate": evaluated | {"finetune": model}}
     monkeypatch.setattr(figures, "metrics_of", lambda name, stage: metrics.get(stage, {}))
     said = "Calibration error, finetune: 0.050 [0.040, 0.060] at temperature 1, 0.020 [0.010, 0.030] after scaling."
     page = figures.pipeline_page("kvasir-group")
     assert said in page
+    assert page[0].startswith("Protocol group (near-duplicates apart, patients unknown), seed 1;")  # as its card says
     assert any(line.startswith("| finetune | 0.950 [0.900, 0.990] | 0.900 [0.800, 1.000] |") for line in page)
 
 

@@ -15,10 +15,12 @@ from lesionlab.data.cards import (
     MaskPairs,
     Npz,
     Recommended,
+    RecommendedAugmentation,
     RecommendedSplit,
     Source,
     Table,
     read_card,
+    resolve_augmentation,
     resolve_split,
 )
 from lesionlab.errors import InputError
@@ -81,15 +83,20 @@ def test_a_card_says_how_files_are_had_and_who_vouches_for_a_checksum(dataset, m
     assert re.search(r"leak|too good|near-duplicate", " ".join(card.notes))
 
 
-def test_the_cache_that_nct_crc_he_announces_follows_from_params_and_shapes(monkeypatch):
+@pytest.mark.parametrize(
+    ("dataset", "copies", "train", "val"),
+    [("nct-crc-he", 0, 80_000, 20_000), ("nct-crc-he", 4, 80_000, 20_000), ("lc25000", 4, 15_000, 5_000)],
+)
+def test_the_cache_that_a_card_announces_follows_from_params_and_shapes(dataset, copies, train, val, monkeypatch):
     monkeypatch.chdir(ROOT)
-    notes = " ".join(read_card("nct-crc-he").notes)
-    params = read_params()
+    card, params = read_card(dataset), read_params()
+    notes = " ".join(card.notes)
     assert params.training.cache_dtype == "float32"
-    assert f"{params.augment.copies} augmented copies" in notes
-    crops = 80_000 * params.augment.copies + 20_000
+    assert resolve_augmentation(params.augment, card).copies == (0 if dataset == "nct-crc-he" else 4)
+    assert f"{train:,} training tiles" in " ".join(notes.split())
+    assert f"{val:,} validation tiles" in " ".join(notes.split())
     for stage, shape in {"transfer": (7, 7, 2048), "finetune": (14, 14, 1024)}.items():
-        assert f"{crops * math.prod(shape) * 4 / 2**30:.0f} GiB in {stage}" in notes
+        assert f"{(train * copies + val) * math.prod(shape) * 4 / 2**30:.0f} GiB in {stage}" in notes
 
 
 def test_cvc_clinicdb_has_29_sequences_of_612_frames_without_gap_or_overlap(monkeypatch):
@@ -286,6 +293,7 @@ def test_the_template_explains_every_key():
         Npz,
         GroupRule,
         Recommended,
+        RecommendedAugmentation,
         RecommendedSplit,
     ):
         assert not set(model.model_fields) - explained
@@ -303,6 +311,35 @@ def test_auto_in_the_split_is_what_the_card_says_and_the_rest_is_kept():
         assert resolve_split(chosen, card) == chosen
     silent = {"protocol": "group", "folds": 5, "near_duplicate_bits": 6, "validation_per_class": None}
     assert resolve_split(params, Card.model_validate(CARD)).model_dump() == params.model_dump() | silent
+
+
+def test_auto_in_the_augmentation_is_what_the_card_says_and_the_rest_is_kept():
+    params = read_params(ROOT / "params.yaml").augment
+    says = {"copies": 0, "horizontal_flip": False, "vertical_flip": False, "rotation": 0.03}
+    card = Card.model_validate(CARD | {"augment": says})
+    assert resolve_augmentation(params, card).model_dump() == params.model_dump() | says
+    chosen = params.model_copy(update={"copies": 2, "horizontal_flip": False, "vertical_flip": True, "rotation": 0.1})
+    assert resolve_augmentation(chosen, card) == chosen
+    silent = {"copies": 4, "horizontal_flip": True, "vertical_flip": True, "rotation": 0.25}
+    assert resolve_augmentation(params, Card.model_validate(CARD)).model_dump() == params.model_dump() | silent
+
+
+@pytest.mark.parametrize("dataset", sorted(CARDS))
+def test_films_and_slices_stay_upright(dataset, monkeypatch):
+    monkeypatch.chdir(ROOT)
+    augmentation = resolve_augmentation(read_params().augment, read_card(dataset))
+    upright = re.search("brain|chest|lung|pneumonia|iq-oth", dataset) is not None
+    assert augmentation.vertical_flip is not upright
+    assert (augmentation.rotation < 0.05) is upright
+    assert augmentation.horizontal_flip is not (dataset in ("chest-xray", "pneumoniamnist"))  # the heart is on the left
+
+
+@pytest.mark.parametrize(
+    ("groups", "expected"),
+    [("none", "near-duplicates"), ("near-duplicates", "near-duplicates"), ({"column": "sequence"}, "card")],
+)
+def test_a_card_says_whether_it_knows_who_belongs_together(groups, expected):
+    assert Card.model_validate(CARD | {"groups": groups}).grouped_by == expected
 
 
 def test_a_test_fold_beyond_the_cards_folds_is_named():

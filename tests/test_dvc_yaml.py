@@ -264,13 +264,13 @@ def read_by(stage: str) -> set[str]:
     while todo:
         tree = todo.pop()
         keys |= keys_read_in(tree)
+        if re.search(r"\bread_card\(", ast.unparse(tree)):
+            keys.add("card")
         for name in functions_given_params(tree) - seen:
             seen.add(name)
             found = definition(name, files)
             assert found is not None, f"{stage}: {name} takes params but no such function was found"
             todo.append(found)
-    if any(re.search(r"\bread_card\(", ast.unparse(node)) for node in [branch(syntax(script(stage)), stage)]):
-        keys.add("card")
     return keys
 
 

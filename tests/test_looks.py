@@ -3,6 +3,7 @@
 import os
 from collections import Counter
 from pathlib import Path
+from shutil import rmtree
 from types import SimpleNamespace
 
 import numpy as np
@@ -87,3 +88,11 @@ def test_looks_are_those_that_were_kept_and_go_with_their_folder(tmp_path, monke
         assert seen.of("2.png") is None  # the disk is almost full: it is looked at again
     assert list((tmp_path / ".lesionlab").iterdir()) == [young]
     assert Looks(Path("nowhere"), ["x"]).of("x") is None
+
+
+def test_caches_that_are_deleted_meanwhile_cost_a_second_look_and_no_more(tmp_path, monkeypatch):
+    monkeypatch.setenv("DVC_ROOT", str(tmp_path))
+    with temporary_looks(["1.png"]) as seen:
+        rmtree(tmp_path / ".lesionlab")
+        seen.keep("1.png", [(np.zeros((1, 4), int), np.zeros((1, 3), "float32"))])
+        assert seen.of("1.png") is None

@@ -86,6 +86,7 @@ def test_forced_training_gives_the_same_bytes(clone):
 
 @pytest.mark.slow
 def test_an_experiment_runs_only_what_its_change_reaches(clone):
+    cached = set((clone / ".lesionlab/prefix").iterdir())
     output = _run(clone, "dvc", "exp", "run", "--temp", "-n", "two-blocks", "-S", "finetune.unfrozen_blocks=2")
     assert _stages_run(output) == {"finetune", "evaluate", "detect", "explain"}
     changes = json.loads(_run(clone, "dvc", "params", "diff", "--json", "HEAD", "two-blocks"))
@@ -98,6 +99,7 @@ def test_an_experiment_runs_only_what_its_change_reaches(clone):
     runs = dict(sqlite3.connect(clone / "mlflow.db").execute("select name, count(*) from runs group by name"))
     assert runs["two-blocks"] == 1
     assert runs["finetune"] >= 2
+    assert set((clone / ".lesionlab/prefix").iterdir()) > cached
 
 
 @pytest.mark.slow

@@ -69,9 +69,12 @@ def same(model: keras.Model, other: keras.Model, layer: str) -> bool:
 @pytest.mark.parametrize(
     ("backbone", "trains", "weights"),
     [
+        ("vgg16", ("block5_",), "vgg16_notop.h5"),
+        ("vgg16", ("block5_",), "none"),
         ("vgg19", ("block5_",), "vgg19_notop.h5"),
         ("vgg19", ("block5_",), "none"),
         ("resnet50", ("conv5_",), "resnet50_notop.h5"),
+        ("resnet50", ("conv5_",), "none"),
     ],
 )
 def test_transfer_starts_from_the_weights_and_finetune_trains_the_last_block(project, backbone, trains, weights):
@@ -93,12 +96,17 @@ def test_transfer_starts_from_the_weights_and_finetune_trains_the_last_block(pro
 
 
 @pytest.mark.slow
-def test_the_small_cnn_takes_attention_from_params(project):
-    change_params(project, {"baseline.attention": True})
+def test_the_small_cnn_takes_attention_from_params_and_augmentation_from_the_card(project, monkeypatch):
+    says = {"copies": 2, "horizontal_flip": True, "vertical_flip": False, "rotation": 0.01}
+    write_card(project, DATASET, augment=says)
+    change_params(project, {"baseline.attention": True} | {f"augment.{name}": "auto" for name in says})
+    logged = []
+    monkeypatch.setattr("lesionlab.tracking.log_stage", lambda stage, **given: logged.append(given["params"]))
     outs = {"model": "models/baseline", "metrics": "metrics/baseline.json", "history": "plots/baseline.csv"}
     stages.baseline.main(**SPLIT, **{key: Path(value) for key, value in outs.items()})
     classifier = load_classifier(Path("models/baseline"))
     assert classifier.description.architecture.attention
+    assert says.items() <= logged[0]["augment"].items()
     drawn = build_network(classifier.description.architecture, 42)
     for layer in ("conv1", "attention1_gate", "attention2_gate", "logits"):
         assert not same(drawn, classifier.model, layer), layer

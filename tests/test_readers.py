@@ -409,6 +409,7 @@ def test_a_class_without_an_image_is_an_error(tmp_path):
 # Releases of class folders in miniature: path -> class, group, published subset
 
 LUNG = "large.cell.carcinoma"
+SQUAMOUS = "squamous.cell.carcinoma"
 RELEASES = {
     "nct-crc-he": {
         f"{top}/{tissue}/{tissue}-{letters}.tif": (tissue, "", subset)
@@ -455,9 +456,12 @@ RELEASES = {
         "Data/train/adenocarcinoma_left.lower.lobe_T2_N0_M0_Ib/000005 (3).png": ("adenocarcinoma", "", "train"),
         f"Data/valid/{LUNG}_left.hilum_T2_N2_M0_IIIa/000108 (3).png": ("large-cell carcinoma", "", "val"),
         f"Data/test/{LUNG}/000108 (3).png": ("large-cell carcinoma", "", "test"),
-        "Data/test/squamous.cell.carcinoma/000111.png": ("squamous-cell carcinoma", "", "test"),
+        f"Data/train/{SQUAMOUS}_left.hilum_T1_N2_M0_IIIa/000005.png": ("squamous-cell carcinoma", "", "train"),
+        f"Data/test/{SQUAMOUS}/000111.png": ("squamous-cell carcinoma", "", "test"),
+        "Data/test/adenocarcinoma/000108.png": ("adenocarcinoma", "", "test"),
         "Data/train/normal/6 - Copy (2) - Copy.png": ("normal", "", "train"),
         "Data/valid/normal/6 - Copy (2).jpg": ("normal", "", "val"),
+        "Data/test/normal/11 (2).png": ("normal", "", "test"),
     },
     "chest-xray": {
         "chest_xray/train/NORMAL/IM-0115-0001.jpeg": ("normal", "IM-0115", "train"),
@@ -485,10 +489,11 @@ def test_releases_of_class_folders_in_miniature(tmp_path, monkeypatch, release):
 
 
 def test_lc25000_takes_its_groups_from_the_published_clusters(tmp_path, monkeypatch):
+    top = "lung_colon_image_set"
     names = [
-        "colon_image_sets/colon_aca/colonca1.jpeg", "colon_image_sets/colon_n/colonn1.jpeg",
-        "lung_image_sets/lung_aca/lungaca1.jpeg", "lung_image_sets/lung_n/lungn1.jpeg",
-        "lung_image_sets/lung_scc/lungscc5000.jpeg",
+        f"{top}/colon_image_sets/colon_aca/colonca1.jpeg", f"{top}/colon_image_sets/colon_n/colonn1.jpeg",
+        f"{top}/lung_image_sets/lung_aca/lungaca1.jpeg", f"{top}/lung_image_sets/lung_n/lungn1.jpeg",
+        f"{top}/lung_image_sets/lung_scc/lungscc5000.jpeg",
     ]  # fmt: skip
     for name in names:
         add_image(tmp_path / name)
@@ -501,6 +506,36 @@ def test_lc25000_takes_its_groups_from_the_published_clusters(tmp_path, monkeypa
     classes = ["colon_aca", "colon_n", "lung_aca", "lung_n", "lung_scc"]
     expected = [(name, label, f"g{k}") for k, (name, label) in enumerate(zip(names, classes, strict=True))]
     assert [(frame.name, frame.label, frame.group) for frame in frames] == expected
+
+
+def test_the_reduced_copy_of_lc25000_is_read_by_its_own_table(tmp_path, monkeypatch):
+    classes = ["lung_n", "lung_n", "colon_aca", "colon_n", "lung_aca", "lung_scc"]
+    rows = [{"image": f"images/{k}.jpg", "class": name, "cluster": f"c{k // 2}"} for k, name in enumerate(classes)]
+    for entry in rows:
+        add_image(tmp_path / entry["image"])
+    pd.DataFrame(rows).to_csv(tmp_path / "index.csv", index=False)
+    frames = read_frames(repository_card("lc25000", monkeypatch), tmp_path)
+    assert [(frame.label, frame.group) for frame in frames] == [(row["class"], row["cluster"]) for row in rows]
+
+
+def test_the_copy_of_the_brain_tumours_groups_slices_that_follow_each_other(tmp_path, monkeypatch):
+    """A new group where class or fold changes; masks where the windows' card cuts them out."""
+    kinds = [("glioma", 1), ("glioma", 1), ("glioma", 2), ("meningioma", 2), ("pituitary", 2)]
+    rows = [
+        {"index": k, "image": f"images/{k}.jpg", "class": label, "fold": fold, "mask": f"masks/{k}.png"}
+        for k, (label, fold) in enumerate(kinds, start=1)
+    ]
+    for entry in rows:
+        add_image(tmp_path / entry["image"])
+        add_image(tmp_path / entry["mask"])
+    pd.DataFrame(rows).to_csv(tmp_path / "metadata.csv", index=False)
+    for name in ("brain-tumor-cheng", "brain-tumor-cheng-windows"):
+        frames = read_frames(repository_card(name, monkeypatch), tmp_path)
+        assert pd.factorize(np.array([frame.group for frame in frames]))[0].tolist() == [0, 0, 1, 2, 3]
+        assert [frame.official for frame in frames] == ["1", "1", "2", "2", "2"]
+        windows = name.endswith("windows")
+        assert [frame.label for frame in frames] == ([None] * 5 if windows else [label for label, _ in kinds])
+        assert all(frame.mask is not None for frame in frames)
 
 
 def test_the_kaggle_copy_of_the_chest_x_rays_is_read_once(tmp_path, monkeypatch):

@@ -152,7 +152,14 @@ def noisy(seed: int, spread: float, count: int = 60) -> np.ndarray:
 def place(paths: Paths, name: str, scores: np.ndarray, **trained: object) -> None:
     cell(paths.predictions, scores)
     (paths.predictions / "predictions.csv").rename(paths.predictions / f"{name}.csv")
-    record = {"protocol": "group", "group_disjoint": True, "labels": "true", "seed": 1, "parameters": 10}
+    record = {
+        "protocol": "group",
+        "group_disjoint": True,
+        "grouped_by": "card",
+        "labels": "true",
+        "seed": 1,
+        "parameters": 10,
+    }
     record |= {"trained_parameters": 5, "validation": {"loss": 0.5, "accuracy": 0.8}}
     (paths.metrics / f"{name}.json").write_text(json.dumps(record | trained))
 
@@ -341,7 +348,7 @@ def test_external_figures_have_a_gain_over_a_random_order_and_no_drop_of_it(path
         for test, spread in (("internal", 0.2), ("external", 0.4)):
             place(paths, f"{model}-{test}", noisy(3, spread))
         shutil.copy(paths.metrics / f"{model}-internal.json", paths.metrics / f"{model}.json")
-    proof = {"protocol": "external", "group_disjoint": True, "labels": "true", "seed": 1}
+    proof = {"protocol": "external", "group_disjoint": True, "grouped_by": "card", "labels": "true", "seed": 1}
     proof |= {"subsets": {"test": {"frames": 60}}, "duplicates": {"crops_in_no_subset": 0}}
     proof |= {"frames_near_training_frames": 0, "near_duplicate_bits": 4, "training_frames_compared": 60}
     (paths.metrics / "split_external.json").write_text(json.dumps(proof))

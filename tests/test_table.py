@@ -30,7 +30,7 @@ def metrics(**changes: object) -> dict:
     names = ("accuracy", "balanced_accuracy", "roc_auc")
     part = {name: figure(0.9, 0.8, 1.0) for name in names}
     difference = {name: figure(0.1, -0.1, 0.2) for name in names} | {"mcnemar_p": 0.0314, "delong_p": None}
-    content = {"protocol": "group", "group_disjoint": True, "seed": 1, "crops": 10, "groups": 5}
+    content = {"protocol": "group", "group_disjoint": True, "grouped_by": "card", "seed": 1, "crops": 10, "groups": 5}
     content |= {"finetune": part | {"ece": figure(0.02, 0.01, 0.03)}, "control_mean_colour": part}
     return content | {"comparison": {"finetune_minus_baseline": difference}, "warning": None} | changes
 
@@ -46,6 +46,7 @@ def test_every_model_difference_and_warning_is_a_line():
     assert len(lines) == 6
     assert evaluation_table(metrics(warning="too near"))[6] == "warning: too near"
     assert "NOT group-disjoint" in evaluation_table(metrics(group_disjoint=False))[0]
+    assert "patients unknown" in evaluation_table(metrics(grouped_by="near-duplicates"))[0]
     assert len(evaluation_table(metrics(comparison={}))) == 4
 
 

@@ -2,13 +2,14 @@
 
 import re
 from pathlib import Path
-from typing import Annotated, Literal, get_args
+from typing import Annotated, Literal, TypeVar, get_args
 
 from pydantic import Discriminator, Field, PositiveInt, Tag, model_validator
 
 from lesionlab.errors import InputError
-from lesionlab.params import ModelParams, PositiveFloat, Section, SplitParams, read_yaml
+from lesionlab.params import AugmentParams, Count, ModelParams, PositiveFloat, Section, SplitParams, read_yaml
 
+Chosen = TypeVar("Chosen", bound=Section)
 Subset = Literal["train", "val", "test"]
 SUBSETS: tuple[Subset, ...] = get_args(Subset)
 # Columns that a card cannot add to the crops' index, beside its own: what the split adds, and the derived subgroup.
@@ -224,6 +225,19 @@ class RecommendedSplit(Section):
     validation_per_class: PositiveInt | None = None
 
 
+class RecommendedAugmentation(Section):
+    """What `auto` in params.yaml's `augment` section means for this data set.
+
+    copies, rotation: as in params.yaml. Flips and turns are those after which an image is still one that could have
+    been taken: a film is never upside down, and mirrored its heart is on the wrong side; a frame has no upper edge.
+    """
+
+    copies: Count = 4
+    horizontal_flip: bool = True
+    vertical_flip: bool = True
+    rotation: Annotated[float, Field(ge=0, le=0.5)] = 0.25
+
+
 class Card(Section):
     """A data set: where from, how read, who must stay together.
 
@@ -248,6 +262,7 @@ class Card(Section):
     tile: Annotated[int, Field(ge=16)] | None = None
     recommended: Recommended
     split: RecommendedSplit = RecommendedSplit()
+    augment: RecommendedAugmentation = RecommendedAugmentation()
 
     @model_validator(mode="after")
     def _parts_fit_each_other(self) -> "Card":
@@ -299,6 +314,11 @@ class Card(Section):
         """Whether a split by this card's groups may be called group-disjoint."""
         return self.groups != "none"
 
+    @property
+    def grouped_by(self) -> Literal["card", "near-duplicates"]:
+        """Whether the card says who must stay together, or only pictures that look alike do: then patients may not."""
+        return "card" if isinstance(self.groups, GroupRule) else "near-duplicates"
+
 
 def card_path(dataset: str) -> Path:
     """The card's file."""
@@ -337,12 +357,21 @@ def resolve_split(split: SplitParams, card: Card) -> SplitParams:
 
     Raises InputError when the card recommends fewer folds than test_fold needs.
     """
-    recommended = card.split.model_dump()
-    automatic = [name for name in recommended if getattr(split, name) == "auto"]
-    resolved = split.model_copy(update={name: recommended[name] for name in automatic})
+    resolved = _resolved(split, card.split)
     if resolved.test_fold >= resolved.folds:
         raise InputError(
             f"params.yaml: split: test_fold {resolved.test_fold} must be below folds ({resolved.folds}, which "
             f"{card_path(card.name)} recommends); lower it or set split.folds"
         )
     return resolved
+
+
+def resolve_augmentation(augment: AugmentParams, card: Card) -> AugmentParams:
+    """The augmentation of this run: what params.yaml says, and for `auto` what the card recommends."""
+    return _resolved(augment, card.augment)
+
+
+def _resolved(section: Chosen, recommended: Section) -> Chosen:
+    """A section of params.yaml with the keys that are `auto` as they are in `recommended`."""
+    says = recommended.model_dump()
+    return section.model_copy(update={name: value for name, value in says.items() if getattr(section, name) == "auto"})

@@ -2,7 +2,8 @@
 
 import time
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from contextlib import contextmanager
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from shutil import disk_usage, rmtree
 from tempfile import TemporaryDirectory
@@ -15,6 +16,7 @@ from lesionlab.data.readers import read_rgb
 from lesionlab.files import repository_root
 
 SPARE = 2 * 2**30  # bytes of the disk that are left to others: a frame too many is looked at again
+DECODERS = 2  # threads; decoding holds no lock
 OLD = 24 * 3600.0  # seconds; so long no stage detects, so what is older is of one that was killed
 # Windows of one size: boxes (n, 4) x, y, width, height in pixels of the frame, and what each of them shows (n, ...).
 Look = tuple[np.ndarray, np.ndarray]
@@ -31,10 +33,13 @@ class Looks:
 
     def keep(self, name: str, looks: list[Look]) -> None:
         """Write what was seen of a frame, if its name is one of those that will be asked for and the disk has room."""
-        if name in self._numbers and disk_usage(self._folder).free > SPARE:
-            boxes = {f"boxes{k}": part for k, (part, _) in enumerate(looks)}
-            shown = {f"shown{k}": part for k, (_, part) in enumerate(looks)}
-            np.savez(self._path(name), **boxes, **shown)
+        if name not in self._numbers:
+            return
+        with suppress(FileNotFoundError):  # the caches were deleted meanwhile: the frame is looked at again
+            if disk_usage(self._folder).free > SPARE:
+                boxes = {f"boxes{k}": part for k, (part, _) in enumerate(looks)}
+                shown = {f"shown{k}": part for k, (_, part) in enumerate(looks)}
+                np.savez(self._path(name), **boxes, **shown)
 
     def of(self, name: str) -> list[Look] | None:
         """What was seen of a frame; None where it was not looked at before."""
@@ -56,7 +61,8 @@ def look_at_each(
     """
     for begin in range(0, len(frames), together):
         part = frames[begin : begin + together]
-        pixels = [read_rgb(path) for _, path in part]
+        with ThreadPoolExecutor(DECODERS) as pool:
+            pixels = list(pool.map(read_rgb, [path for _, path in part]))
         found = [None if seen is None else seen.of(name) for name, _ in part]
         new = [number for number, looks in enumerate(found) if looks is None]
         images, contents = [Image.fromarray(pixels[n]) for n in new], [content_box(pixels[n]) for n in new]
@@ -73,7 +79,8 @@ def temporary_looks(names: Iterable[str]) -> Iterator[Looks]:
     top = repository_root() / ".lesionlab"
     top.mkdir(exist_ok=True)
     for left in top.glob("looks-*"):
-        if time.time() - left.stat().st_mtime > OLD:
-            rmtree(left, ignore_errors=True)
+        with suppress(FileNotFoundError):  # another run deletes it too
+            if time.time() - left.stat().st_mtime > OLD:
+                rmtree(left, ignore_errors=True)
     with TemporaryDirectory(prefix="looks-", dir=top) as folder:
         yield Looks(Path(folder), names)

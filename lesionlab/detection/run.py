@@ -89,6 +89,7 @@ def run_detection(paths: Paths, card: Card, params: Params) -> None:
         "subset": "test",
         "protocol": proof["protocol"],
         "group_disjoint": proof["group_disjoint"],
+        "grouped_by": proof["grouped_by"],
         "labels": proof["labels"],
         "seed": params.seed,
         "mode": settings.mode,
@@ -147,7 +148,7 @@ def _write_not_applicable(paths: Paths, card: Card, seed: int) -> None:
             pass
     write_table(paths.detections, boxes_table("", np.zeros((0, 4), int), np.zeros(0)).assign(lesion=[]))
     write_table(paths.froc, EMPTY_CURVE)
-    recorded = {"protocol": proof["protocol"], "group_disjoint": proof["group_disjoint"], "seed": seed}
+    recorded = {name: proof[name] for name in ("protocol", "group_disjoint", "grouped_by")} | {"seed": seed}
     write_json(paths.metrics, {"applicable": False, "reason": reason, **recorded})
 
 

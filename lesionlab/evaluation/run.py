@@ -153,6 +153,7 @@ def describe(
         "subset": "test",
         "protocol": proof["protocol"],
         "group_disjoint": proof["group_disjoint"],
+        "grouped_by": proof["grouped_by"],
         "labels": proof["labels"],
         "seed": seed,
         "resamples": resamples,

@@ -12,14 +12,20 @@ COLUMNS = {
 WIDTH = 24
 
 
+def kept_apart(metrics: dict) -> str:
+    """What the split kept apart, as a metrics file says it: groups, near-duplicates alone, or not even those."""
+    if not metrics["group_disjoint"]:
+        return "NOT group-disjoint"
+    return "group-disjoint" if metrics["grouped_by"] == "card" else "near-duplicates apart, patients unknown"
+
+
 def evaluation_table(metrics: dict, subgroups: pd.DataFrame | None = None) -> list[str]:
     """Lines: test figures of models and of chance, differences, weakest subgroups, and the warning if there is one.
 
     metrics: what metrics/evaluate.json holds. subgroups: plots/evaluate/subgroups.csv; None: no such lines.
     """
     rows = {name: part for name, part in metrics.items() if isinstance(part, dict) and "accuracy" in part}
-    kind = "group-disjoint" if metrics["group_disjoint"] else "NOT group-disjoint"
-    head = f"protocol {metrics['protocol']} ({kind}), seed {metrics['seed']}"
+    head = f"protocol {metrics['protocol']} ({kept_apart(metrics)}), seed {metrics['seed']}"
     first = max(map(len, ["model", *rows, *metrics["comparison"]])) + 2
     lines = [f"{metrics['crops']} test crops of {metrics['groups']} groups, {head}; [95 % interval]"]
     lines.append(f"{'model':<{first}}" + "".join(f"{title:<{WIDTH}}" for title in COLUMNS.values()))

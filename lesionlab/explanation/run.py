@@ -86,6 +86,7 @@ def run_explanation(paths: Paths, card: Card, params: Params) -> None:
         "subset": "test",
         "protocol": proof["protocol"],
         "group_disjoint": proof["group_disjoint"],
+        "grouped_by": proof["grouped_by"],
         "seed": params.seed,
         "context": settings.context,
         "lesions": len(windows["test"].table),

@@ -16,6 +16,7 @@ from ruamel.yaml import YAML
 from lesionlab.data.cards import Card, read_card
 from lesionlab.data.thumbnails import likeness
 from lesionlab.errors import InputError
+from lesionlab.evaluation.table import kept_apart
 from lesionlab.files import read_table
 from lesionlab.pictures import MODEL_COLOURS, model_colour, save_figure
 from lesionlab.report.tables import (
@@ -51,6 +52,8 @@ SECTION_OF_PICTURE = {
     "subgroups": r"subgroup",
     "comparison": r"comparison|difference",
 }
+
+KEPT_APART = "Groups (patients, sequences, source tiles: what the card names) are kept apart by the split."
 
 
 @dataclass(frozen=True)
@@ -124,12 +127,11 @@ def _summary(evaluated: dict | None, card: Card | None) -> list:
     parts += [Text(text, warning=True) for text in stale_stages()]
     if evaluated is None:
         return [*parts, _absent("metrics/evaluate.json", "evaluate")]
-    disjoint = "no group is in two subsets" if evaluated["group_disjoint"] else "GROUPS ARE NOT KEPT APART"
     parts.append(
         Text(
             f"{card.title if card else 'Data set unknown'}. {evaluated['crops']} test crops of {evaluated['groups']} "
-            f"groups; protocol {evaluated['protocol']}: {disjoint}; seed {evaluated['seed']}. In brackets: 95 % "
-            "intervals, bootstrap over groups.",
+            f"groups; protocol {evaluated['protocol']}: {kept_apart(evaluated)}; seed {evaluated['seed']}. In "
+            "brackets: 95 % intervals, bootstrap over groups.",
             warning=not evaluated["group_disjoint"],
         )
     )
@@ -324,7 +326,14 @@ def _studies() -> list:
 
 def _model_card(card: Card | None, evaluated: dict | None) -> list:
     groups = f"{evaluated['groups']} groups of one data set" if evaluated else "one data set"
-    kept_apart = evaluated is not None and evaluated["group_disjoint"]
+    if evaluated is None or not evaluated["group_disjoint"]:
+        apart = "Groups are not known to be kept apart: the figures may rest on pictures that resemble training ones."
+    elif evaluated["grouped_by"] == "card":
+        apart = KEPT_APART
+    else:
+        apart = (
+            "Pictures that look alike are kept apart by the split; nobody says whose they are, so patients may not be."
+        )
     parts = [
         Text(
             "Intended use: research on methods, teaching, and the comparison of networks under one protocol. Not a "
@@ -335,12 +344,7 @@ def _model_card(card: Card | None, evaluated: dict | None) -> list:
             "seen, and figures there may be much lower. Crops are cut around known lesions and beside them, so their "
             "class balance is not that of patients: precision does not carry over to practice."
         ),
-        Text(
-            "Groups (patients, sequences, near-duplicates) are kept apart by the split."
-            if kept_apart
-            else "Groups are not known to be kept apart: the figures may rest on pictures that resemble training ones.",
-            warning=not kept_apart,
-        ),
+        Text(apart, warning=apart is not KEPT_APART),
         Text(
             "Thresholds, temperatures, epochs and explanation layers were chosen on validation data, none on test data."
         ),

@@ -18,7 +18,7 @@ from lesionlab.pictures import SERIES_COLOURS
 from lesionlab.studies.predictions import Predictions, mean_of, read_predictions
 from lesionlab.studies.tables import Paths, Summary, interval, provenance
 
-SHOWN = ("accuracy", "balanced_accuracy", "f1", "roc_auc", "log_loss", "aurc")
+SHOWN = ("accuracy", "balanced_accuracy", "precision", "recall", "f1", "roc_auc", "log_loss", "aurc")
 RANKINGS = dict(zip(("entropy", "mutual information"), SERIES_COLOURS, strict=False))
 
 

@@ -6,6 +6,7 @@ from pathlib import Path
 import matplotlib.pyplot as plt
 import pandas as pd
 
+from lesionlab.evaluation.table import kept_apart
 from lesionlab.files import read_json, whole_file, write_json, write_table
 from lesionlab.pictures import save_figure
 
@@ -77,8 +78,8 @@ def interval(row: pd.Series, name: str, *, signed: bool = False) -> str:
 def provenance(metrics: list[Path]) -> str:
     """Protocol, whether groups are kept apart in all cells, labels and seed, as the cells' metrics say."""
     cells = [read_json(path) for path in metrics]
-    disjoint = "group-disjoint" if all(cell["group_disjoint"] for cell in cells) else "not group-disjoint"
     protocols = " and ".join(sorted({cell["protocol"] for cell in cells}))
     seeds = ", ".join(map(str, sorted({cell["seed"] for cell in cells})))
     shuffled = ", labels shuffled" if any(cell["labels"] == "shuffled" for cell in cells) else ""
-    return f"protocol {protocols} ({disjoint}){shuffled}, seed {seeds}"
+    apart = " and ".join(sorted({kept_apart(cell) for cell in cells}))
+    return f"protocol {protocols} ({apart}){shuffled}, seed {seeds}"

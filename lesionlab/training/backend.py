@@ -133,4 +133,5 @@ def environment(threads: int) -> dict[str, str | int]:
         import tensorflow as tf
 
         record["tensorflow"] = tf.__version__
+        record["device"] = "GPU" if tf.config.list_physical_devices("GPU") else "CPU"
     return record

@@ -10,6 +10,7 @@ import numpy as np
 from sklearn.metrics import log_loss, roc_auc_score
 
 from lesionlab import tracking
+from lesionlab.data.cards import read_card, resolve_augmentation
 from lesionlab.errors import InputError
 from lesionlab.files import (
     file_digest,
@@ -68,10 +69,11 @@ def run_training(
         )
     task = read_task(paths.crops, paths.split, architecture.classes)
     suffix = freeze(network, boundary)
+    augmentation = resolve_augmentation(params.augment, read_card(params.dataset))
     inputs = Inputs(
         images,
         architecture.preprocessing,
-        params.augment,
+        augmentation,
         params.seed,
         params.training.batch_size,
         params.training.threads,
@@ -81,7 +83,7 @@ def run_training(
         cache_dtype=params.training.cache_dtype,
         block_ends=tuple(_block_ends(architecture)),
     )
-    copies = params.augment.copies if boundary else 0
+    copies = augmentation.copies if boundary else 0
     result = fit(
         suffix,
         inputs,
@@ -95,7 +97,9 @@ def run_training(
     )
     if keras.config.dtype_policy().name != "float32" or params.training.cache_dtype != "float32":
         # The threshold and the figures belong to the network as it is saved and used, which rounds nothing.
-        result = replace(result, val_probabilities=_predict_in_float32(network, architecture, images, task, params))
+        plain = replace(inputs, prefix=None, cache=None)
+        probabilities = predict_rows(in_float32(network, architecture), plain, task.val)
+        result = replace(result, val_probabilities=probabilities)
     proof = read_json(paths.proof)
     temperature, threshold = _operating_point(task, result, params.training.sensitivity)
     description = Description(
@@ -129,7 +133,7 @@ def run_training(
                 "dataset": params.dataset,
                 stage: settings.model_dump(),
                 "training": params.training.model_dump(),
-                "augment": params.augment.model_dump(),
+                "augment": augmentation.model_dump(),
                 "architecture": architecture.model_dump(),
             },
             history=result.history,
@@ -165,6 +169,7 @@ def describe_training(
     return {
         "protocol": proof["protocol"],
         "group_disjoint": proof["group_disjoint"],
+        "grouped_by": proof["grouped_by"],
         "labels": proof["labels"],
         "seed": seed,
         "validation": {
@@ -179,21 +184,6 @@ def describe_training(
         "parameters": network.count_params(),
         "trained_parameters": sum(int(np.prod(weight.shape)) for weight in suffix.trainable_weights),
     }
-
-
-def _predict_in_float32(
-    network: keras.Model, architecture: Architecture, images: np.ndarray, task: Task, params: Params
-) -> np.ndarray:
-    """Class probabilities of the validation crops, computed as a saved model does: (len(val), classes)."""
-    inputs = Inputs(
-        images,
-        architecture.preprocessing,
-        params.augment,
-        params.seed,
-        params.training.batch_size,
-        params.training.threads,
-    )
-    return predict_rows(in_float32(network, architecture), inputs, task.val)
 
 
 def _operating_point(task: Task, result: Fit, sensitivity: float | None) -> tuple[float, float | None]:
