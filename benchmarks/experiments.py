@@ -362,15 +362,6 @@ EXPERIMENTS = {
         note="Augmentation of `chest-xray-strong`, a copy an epoch. Set after the test figures of "
         "`blockwise-brain-224` had been seen.",
     ),
-    "blockwise-brain-deep": Experiment(
-        "Brain tumours, three classes, the author's folds: three blocks",
-        "brain-tumor-cheng",
-        "brain-tumor-cheng",
-        {"model.image_size": 224, **BRAIN, **LARGE_SLICES, "@blocks": [3]},
-        "blockwise",
-        note="Settings of `blockwise-brain-224`, one block more, which validation preferred at 96 px. Set, and "
-        "declared before it ran, after the test figures of the others had been seen.",
-    ),
     "blockwise-brain-mobilenet": Experiment(
         "Brain tumours, three classes, the author's folds: two blocks of MobileNet",
         "brain-tumor-cheng",
@@ -421,8 +412,8 @@ MEANS = {
     ),
     "mean-brain-networks": Mean(
         "Brain tumours, three classes, the author's folds: the mean of MobileNetV2 and MobileNet",
-        {"blockwise-brain-deep": 3, "blockwise-brain-mobilenet": 2, "blockwise-brain-full": 2},
-        note="Set, and declared before the first two of them ran, after the test figures of the third had been seen.",
+        {"blockwise-brain-mobilenet": 2, "blockwise-brain-full": 2},
+        note="Set, and declared before the first of them ran, after the test figures of the second had been seen.",
     ),
 }
 

@@ -493,8 +493,6 @@ TARGETS = [
            "blockwise-brain-strong", of_chosen_depth("blockwise-brain-strong", "accuracy")),
     Target("the same, 256 px, augmented as at 224 px, slices counted the same", "accuracy", "0.948 (VGG19)", "0.948",
            "blockwise-brain-full", of_chosen_depth("blockwise-brain-full", "accuracy")),
-    Target("the same, 224 px, three blocks", "accuracy", "0.948 (VGG19)", "0.948", "blockwise-brain-deep",
-           of_chosen_depth("blockwise-brain-deep", "accuracy")),
     Target("the same, 224 px, MobileNet", "accuracy", "0.948 (VGG19)", "0.948", "blockwise-brain-mobilenet",
            of_chosen_depth("blockwise-brain-mobilenet", "accuracy")),
     Target("the same, the mean of the two at 224 px", "accuracy", "0.948 (VGG19)", "0.948", "mean-brain",

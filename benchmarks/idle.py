@@ -1,7 +1,8 @@
 """Row of `make bench` about runs with nothing to do: `dvc repro` on this pipeline, against DVC alone.
 
-DVC alone is the same graph of stages with `true` in the place of each command, so that nothing of this repository can
-take part. In both, outputs of a few bytes stand for the real ones and are recorded as made; no stage runs.
+DVC alone is the same graph of stages with each command behind `true #`, so that nothing of this repository can take
+part, and DVC fills in as many templates. In both, outputs of a few bytes stand for the real ones and are recorded as
+made; no stage runs.
 """
 
 import os
@@ -38,7 +39,7 @@ def rows(seed: int) -> list[Row]:
 
 
 def copy_of_the_repository(folder: Path, *, only_dvc: bool) -> None:
-    """The files that Git tracks, with every stage of dvc.yaml recorded as made; only_dvc: with `true` as commands."""
+    """The files that Git tracks, with every stage of dvc.yaml recorded as made; only_dvc: commands do nothing."""
     root = repository_root()
     listed = subprocess.run(["git", "ls-files", "-z"], cwd=root, check=True, capture_output=True, text=True).stdout
     for name in filter(None, listed.split("\0")):
@@ -50,7 +51,8 @@ def copy_of_the_repository(folder: Path, *, only_dvc: bool) -> None:
         for path in (folder / "dvc.yaml", *folder.glob("studies/*/dvc.yaml")):
             content = yaml.safe_load(path.read_text())
             for stage in content["stages"].values():
-                stage.get("do", stage)["cmd"] = "true"
+                entry = stage.get("do", stage)
+                entry["cmd"] = f"true # {entry['cmd']}"
             path.write_text(yaml.safe_dump(content, sort_keys=False))
     _dvc(folder, "init", "--no-scm", "--quiet")
     (folder / "dvc.lock").unlink()
