@@ -590,6 +590,7 @@ def test_detection_says_that_it_does_not_apply_to_classes_of_whole_images(three_
         "reason": "three has one class a whole image: windows within an image have none",
         "protocol": "group",
         "group_disjoint": False,
+        "grouped_by": "near-duplicates",
         "seed": 42,
     }
     boxes = pd.read_csv("data/detections.csv")
