@@ -120,8 +120,8 @@ def cold_runs(name: str) -> list[float]:
 
 
 def median_and_range(values: list[float]) -> str:
-    """The median, least and most of some runs, whole."""
-    return f"{median(values):.0f} ({min(values):.0f} to {max(values):.0f})"
+    """The median, least and most of some runs."""
+    return f"{median(values):.1f} ({min(values):.1f} to {max(values):.1f})"
 
 
 def cold_seconds(name: str, stage: str = "finetune") -> float:
@@ -155,11 +155,12 @@ def clone_of(name: str) -> Iterator[Path]:
     """A clone with the code that an experiment ran on, all that it made, and no cache of activations."""
     with tempfile.TemporaryDirectory() as folder:
         root = Path.cwd()
+        cache = subprocess.run(["dvc", "cache", "dir"], check=True, capture_output=True, text=True).stdout.strip()
         for command in (
             f"git clone --quiet --no-checkout {shlex.quote(root.as_posix())} .",
             f"git fetch --quiet origin {reference(name)}",
             "git checkout --quiet FETCH_HEAD",
-            f"dvc config --local cache.dir {shlex.quote((root / '.dvc/cache').as_posix())}",
+            f"dvc config --local cache.dir {shlex.quote((root / cache).as_posix())}",
             "dvc checkout --quiet dvc.yaml",
         ):
             subprocess.run(shlex.split(command), check=True, cwd=folder)

@@ -73,7 +73,7 @@ def test_the_cold_seconds_of_an_experiment_that_was_run_anew_are_not_shown(tmp_p
     shown = figures.cold_figure("cvc-random")
     assert shown() == "not timed"
     write_json(figures.COLD, {"cvc-random": {"commit": "abc1234", "seconds": [48.2, 47.3, 53.5]}})
-    assert shown() == "48 (47 to 54)"
+    assert shown() == "48.2 (47.3 to 53.5)"
     monkeypatch.setattr(figures, "commit_of", lambda name: "def5678")
     assert shown() == "not timed"
 
