@@ -78,11 +78,13 @@ class Mean:
     """The mean of the probabilities that blockwise studies gave the same crops.
 
     members: names of experiments, and how many blocks were unfrozen in the networks that are taken of each; the mean
-    is of the first two, of the first three and so on.
+    is of the first two, of the first three and so on. declared: the mean of all of them is the figure; otherwise
+    validation accuracy chooses how many.
     """
 
     title: str
     members: dict[str, int]
+    declared: bool = False
     note: str = ""
 
 
@@ -412,8 +414,11 @@ MEANS = {
     ),
     "mean-brain-networks": Mean(
         "Brain tumours, three classes, the author's folds: the mean of MobileNetV2 and MobileNet",
-        {"blockwise-brain-mobilenet": 2, "blockwise-brain-full": 2},
-        note="Set, and declared before the first of them ran, after the test figures of the second had been seen.",
+        {"blockwise-brain-mobilenet": 2, "blockwise-brain-224": 2},
+        declared=True,
+        note="Set after the test figures of `blockwise-brain-224` had been seen; that both count, whatever validation "
+        "says, was declared before the first of them ran: 180 validation slices of a few patients a fold tell networks "
+        "apart by chance.",
     ),
 }
 

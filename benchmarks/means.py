@@ -1,4 +1,4 @@
-"""The mean of what several networks said of the same crops, fold by fold; validation says how many of them."""
+"""The mean of what several networks said of the same crops, fold by fold, and which of the means counts."""
 
 import pandas as pd
 
@@ -31,7 +31,12 @@ def figures_of_means(members: dict[str, list[Predictions]]) -> pd.DataFrame:
     return pd.DataFrame(cells)
 
 
-def chosen(cells: pd.DataFrame) -> pd.DataFrame:
-    """The folds of the row of highest mean validation accuracy, of equal ones the one of fewest networks."""
+def chosen(cells: pd.DataFrame, declared: bool = False) -> pd.DataFrame:
+    """The folds of the row of highest mean validation accuracy, of equal ones the one of fewest networks.
+
+    declared: those of the mean of all networks, which was named before they ran.
+    """
+    if declared:
+        return cells[cells["networks"] == cells["networks"].iloc[-1]]
     means = cells.groupby("networks", sort=False)["val_accuracy"].mean()
     return cells[cells["networks"] == means.idxmax()]
