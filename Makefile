@@ -7,7 +7,7 @@ BIN := $(VENV)/bin
 export PATH := $(CURDIR)/$(BIN):$(PATH)
 
 .DEFAULT_GOAL := help
-.PHONY: help env run report test lint bench ui weights clean
+.PHONY: help env run report test lint bench ui weights clean distclean
 
 help: ## show this list
 	@grep -E '^[a-z]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 10
@@ -45,5 +45,8 @@ ui: env ## MLflow on http://127.0.0.1:5000
 weights: env ## make the bundled weights again (about 20 minutes)
 	python -m lesionlab.pretext --out lesionlab/pretext/bundled/mobilenet_0.25.weights.h5
 
-clean: ## delete caches of activations and downloads; they come back when needed
+clean: ## delete cached activations; they come back when needed
+	rm -rf .lesionlab/prefix .lesionlab/looks-*
+
+distclean: clean ## downloads and the states of interrupted trainings too
 	rm -rf .lesionlab

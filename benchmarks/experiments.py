@@ -290,6 +290,8 @@ EXPERIMENTS = {
         "brain-tumor-cheng",
         {"model.image_size": 96, **BRAIN, **FOLDS, "@blocks": [1, 2, 3, 4, 5]},
         "blockwise",
+        note="With all five blocks unfrozen nothing is cached: slices are augmented anew at every epoch, not drawn "
+        "from four copies.",
     ),
     "blockwise-brain-192": Experiment(
         "Brain tumours, three classes, the author's folds: two blocks, larger slices",
@@ -384,24 +386,28 @@ EXPERIMENTS = {
         "CVC-ClinicDB: frames drawn singly against sequences",
         "cvc-clinicdb",
         "cvc-clinicdb",
-        {"model.image_size": 96},
+        {"model.image_size": 96, "augment.copies": 2},
         "leakage",
     ),
     "leakage-lc25000": Experiment(
-        "LC25000: tiles drawn singly against source tiles", "lc25000", "lc25000", {"model.image_size": 160}, "leakage"
+        "LC25000: tiles drawn singly against source tiles",
+        "lc25000",
+        "lc25000",
+        {"model.image_size": 160, "augment.copies": 2},
+        "leakage",
     ),
     "leakage-brain": Experiment(
         "Brain tumours: slices drawn singly against the author's folds",
         "brain-tumor-cheng",
         "brain-tumor-cheng",
-        {"model.image_size": 128, **UPRIGHT, "@protocols": ["random", "official"]},
+        {"model.image_size": 128, "augment.copies": 2, **UPRIGHT, "@protocols": ["random", "official"]},
         "leakage",
     ),
     "variants-xray": Experiment(
         "Chest X-ray: the networks compared, official test",
         "chest-xray",
         "chest_xray",
-        {"model.image_size": 96, "split.protocol": "official", **XRAY},
+        {"model.image_size": 96, "augment.copies": 2, "split.protocol": "official", **XRAY},
         "variants",
     ),
 }

@@ -49,10 +49,16 @@ SECONDS, COLD, DENSE = (Path(f"benchmarks/{name}.json") for name in ("seconds", 
 COLD_RUNS = 5
 BEGIN, END = "<!-- figures: python -m benchmarks.figures -->", "<!-- end of figures -->"
 MODELS = ("baseline", "transfer", "finetune")
+WEIGHT_FILES = {  # what the pages' figures were measured with, by SHA-256
+    "mobilenetv2_1.0.weights.h5": "9c1b81fdf493faeed07f249980bb7ab949d6662deba6d36234991525df6fc449,",
+    "mobilenet_1.0.weights.h5": "05087685359a7cdc778f8f480c0c56932ebb3e48ac67f4228bb168d1d9fb86cf.",
+}
 
 
 def main(
-    data: Annotated[Path | None, Option(help="folder with Kvasir-SEG/, cvc-clinicdb/, ...")] = None,
+    data: Annotated[
+        Path | None, Option(help=f"folder with {', '.join(sorted({each.data for each in EXPERIMENTS.values()}))}")
+    ] = None,
     weights: Annotated[Path | None, Option(help="ImageNet weights of MobileNetV2 (width 1.0) without its top")] = None,
     only: Annotated[list[str] | None, Option(help="an experiment to run; without it all that are missing")] = None,
     cold: Annotated[str | None, Option(help="an experiment of this clone whose finetune stage to time")] = None,
@@ -204,8 +210,11 @@ def page(there: list[str], written: dict[str, str]) -> list[str]:
         "# Measured figures",
         "",
         "Written by `python -m benchmarks.figures`. [95 % interval, bootstrap over groups].",
-        "DATA is `../shared/data`, WEIGHTS the ImageNet weights of MobileNetV2 without its top, those of other",
-        "networks beside it.",
+        "DATA is a folder of reduced copies of the releases, WEIGHTS a file of MobileNetV2's ImageNet weights without",
+        "its top, those of other networks beside it. Neither is passed on: README.md says how the copies differ from",
+        "the releases. The weights were de-quantised from releases of 8 bits, so that those which `weights: imagenet`",
+        "downloads give other figures; their SHA-256 are",
+        *(f"`{file}` {digest}" for file, digest in WEIGHT_FILES.items()),
         "Where no commit is named, and on those before 70b2c72, detections are of the classifier's own head on the",
         "map, with its best windows classified again from 9cdc9c0 on; before 1d3478d, of a head on the last map",
         "alone; before c229c1b, of a head that learned from nothing, with windows as they come. Before 72c0907",
@@ -308,17 +317,20 @@ def pipeline_page(name: str) -> list[str]:
         f"{protocol(evaluated, EXPERIMENTS[name].dataset)}; {evaluated['crops']} test crops of {evaluated['groups']} "
         "groups.",
         "",
-        "| | validation accuracy | test accuracy | test AUC | balanced accuracy | F1 | calibration error | "
-        "error at 90 % coverage |",
-        "|---|---|---|---|---|---|---|---|",
+        "| | validation accuracy | test accuracy | test AUC | balanced accuracy | precision | recall | F1 | "
+        "calibration error | error at 90 % coverage |",
+        "|---|---|---|---|---|---|---|---|---|---|",
     ]
     for model in (*MODELS, "ensemble", "control_mean_colour", "control_colour_histogram"):
         if model not in evaluated:
             continue
         on_validation = evaluated.get("validation", {})  # not known of experiments before 6d9504d
         validation = interval(on_validation[model]["accuracy"]) if model in on_validation else ""
-        columns = ("accuracy", "roc_auc", "balanced_accuracy", "f1", "ece", "error_at_90_coverage")
-        cells = [interval(evaluated[model][key]) if key in evaluated[model] else "" for key in columns]
+        columns = ("accuracy", "roc_auc", "balanced_accuracy", "precision", "recall", "f1", "ece")
+        cells = [
+            interval(evaluated[model][key]) if key in evaluated[model] else ""
+            for key in (*columns, "error_at_90_coverage")
+        ]
         lines.append(f"| {' | '.join([model.replace('_', ' '), validation, *cells])} |")
     if evaluated["warning"]:
         lines += ["", f"Warning: {evaluated['warning']}"]
@@ -517,6 +529,10 @@ TARGETS = [
            of_ensemble("ensemble-xray", "accuracy")),
     Target("the same, the mean of three seeds", "test F1", "0.928", "0.938", "ensemble-xray",
            of_ensemble("ensemble-xray", "f1")),
+    Target("the same, the mean of three seeds", "test precision", "0.882", "", "ensemble-xray",
+           of_ensemble("ensemble-xray", "precision")),
+    Target("the same, the mean of three seeds", "test recall", "0.979", "", "ensemble-xray",
+           of_ensemble("ensemble-xray", "recall")),
     Target("polyps, Kvasir-SEG, 64 px, 4 cached copies a crop", "test accuracy", "", "", "augment-cached",
            figure_on_test("augment-cached", "accuracy")),
     Target("the same, augmented anew at every epoch", "test accuracy", "", "", "augment-online",

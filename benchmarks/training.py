@@ -23,11 +23,14 @@ from statistics import median
 
 import keras
 import numpy as np
+import pandas as pd
 
+from benchmarks.peak import STATUS
 from benchmarks.rows import Row
-from lesionlab.files import repository_root
+from lesionlab.files import repository_root, write_json, write_table
 from lesionlab.models.backbones import preprocess
 from lesionlab.models.networks import Architecture, build_network, freeze, in_float32, prefix_of
+from lesionlab.models.saved import Classifier, Description, save_classifier
 from lesionlab.params import AugmentParams, FitParams, TrainingParams
 from lesionlab.progress import progress
 from lesionlab.seeds import generator
@@ -40,7 +43,7 @@ THREADS, BATCH = 2, 3
 TRANSFER_EPOCHS, FINETUNE_EPOCHS, SWEEP_EPOCHS = 10, 20, 4
 TRANSFER_CROPS, FINETUNE_CROPS = (21, 3), (6, 3)  # training, validation: few, so that all epochs can be run plainly
 RATE, OTHER_RATE = 1e-4, 3e-5
-MEMORY_CROPS, MEMORY_BATCH = 1500, 64
+MEMORY_CROPS, MEMORY_BATCH = 1000, 64
 MULTIPLY_ADDS_AN_INSTRUCTION = {"float32": 16, "bfloat16": 32}  # of 512 bits (VFMADD231PS, VDPBF16PS)
 VGG16 = Architecture(backbone="vgg16", dense=128, dropout=0.0, image_size=150, classes=["background", "polyp"])
 SMALL = VGG16.model_copy(update={"backbone": "mobilenet_0.25", "image_size": 96})
@@ -232,20 +235,18 @@ def train_in_bfloat16(case: Case, folder: Path) -> float:
 
 
 def memory_row(seed: int) -> Row:
-    """Peak memory of fine-tuning a small network, in processes of their own, at MEMORY_CROPS and at 4 times that."""
-    if not Path("/proc/self/status").exists():
+    """Peak memory of the stage finetune with a small network, at MEMORY_CROPS and at 4 times that."""
+    if not STATUS.exists():
         return Row(MEMORY, None, None, None, 1.0, None, 1.15, "only Linux tells a process's own peak")
     counts = (MEMORY_CROPS, 4 * MEMORY_CROPS)
     rounds = progress(range(ROUNDS), desc="bench: memory", unit="round")
     few, many = np.median([[_peak_memory(count, seed) for count in counts] for _ in rounds], axis=0)
     floor = np.divide(*(held_bytes(count, seed) for count in reversed(counts)))
     note = (
-        f"MiB of ours at {counts[1]} crops over those at {counts[0]} (as plain); 96 px, MobileNet 0.25; floor: bytes "
+        f"MiB of ours at {counts[1]} crops over those at {counts[0]} (as plain), of the stage's process; "
+        f"{SMALL.image_size} px, MobileNet 0.25; floor: bytes of weights, gradients, the optimizer, a batch and what "
+        "each crop is known by"
     )
-    note += (
-        "of weights, gradients, the optimizer, a batch and what each crop is known by; of the training itself, without "
-    )
-    note += "the tables of the stage"
     return Row(MEMORY, float(few), float(many), float(many / few), float(floor), None, 1.15, note)
 
 
@@ -310,8 +311,8 @@ def _case(architecture: Architecture, train: int, val: int, *, unfrozen_blocks: 
 
 def _memory_case(images: np.ndarray, seed: int) -> Case:
     """An epoch of fine-tuning the last block of a small network; a quarter of the crops validates."""
-    task = _task(len(images) * 3 // 4, len(images) - len(images) * 3 // 4)
-    return Case(SMALL, images, task, 1, 1, seed, MEMORY_BATCH)
+    train = len(images) * 3 // 4
+    return Case(SMALL, images, _task(train, len(images) - train), 1, 1, seed, MEMORY_BATCH)
 
 
 def _noise(count: int, size: int, seed: int) -> np.ndarray:
@@ -364,26 +365,49 @@ def _folder() -> Iterator[Path]:
 
 
 def _peak_memory(count: int, seed: int) -> float:
-    """MiB that a process of its own takes at most for an epoch on `count` crops, which lie in a file."""
+    """MiB that the process of `stages.finetune` takes at most for an epoch on `count` crops."""
     with _folder() as folder:
-        np.save(folder / "images.npy", _noise(count, SMALL.image_size, seed))
+        settings = _write_inputs(folder, _memory_case(_noise(count, SMALL.image_size, seed), seed))
+        files = {
+            "crops": "crops", "split": "split.csv", "proof": "split.json", "start": "transfer",
+            "model": "finetune", "metrics": "finetune.json", "history": "finetune.csv",
+        }  # fmt: skip
+        options = [word for name, file in files.items() for word in (f"--{name}", str(folder / file))]
+        changes = [word for key, value in settings.items() for word in ("--set", f"{key}={value}")]
         result = subprocess.run(
-            [sys.executable, "-m", "benchmarks.training", str(folder), str(seed)],
-            cwd=repository_root(), env=os.environ | {"PYTHONDONTWRITEBYTECODE": "1"}, capture_output=True, text=True,
-        )  # fmt: skip
+            [sys.executable, "-m", "benchmarks.peak", "stages.finetune", *options, *changes],
+            cwd=repository_root(),
+            env=os.environ | {"PYTHONDONTWRITEBYTECODE": "1", "DVC_ROOT": str(folder)},  # caches, and MLflow's database
+            capture_output=True,
+            text=True,
+        )
     if result.returncode:
         raise RuntimeError(result.stderr)
-    return float(result.stdout)
+    return float(result.stdout.splitlines()[-1])
 
 
-def _print_peak_memory(folder: Path, seed: int) -> None:
-    """Train on the crops in `folder` and print this process's peak: VmHWM, since ru_maxrss begins at the parent's."""
-    start_keras(THREADS)
-    train(_memory_case(np.load(folder / "images.npy", mmap_mode="r"), seed), folder)
-    status = Path("/proc/self/status").read_text()
-    kib = next(int(line.split()[1]) for line in status.splitlines() if line.startswith("VmHWM:"))
-    print(kib / 1024)
-
-
-if __name__ == "__main__":
-    _print_peak_memory(Path(sys.argv[1]), int(sys.argv[2]))
+def _write_inputs(folder: Path, case: Case) -> dict[str, object]:
+    """What the stages before finetune would have written for a case. Returns the settings that go with it."""
+    (folder / "crops").mkdir()
+    np.save(folder / "crops" / "images.npy", case.images)
+    numbers, size = np.arange(len(case.images)), case.architecture.image_size
+    index = pd.DataFrame({"id": numbers, "label": np.take(case.architecture.classes, case.task.labels)})
+    frames = {"group": numbers, "frame": numbers, "x": 0, "y": 0, "width": size, "height": size, "official": ""}
+    write_table(folder / "crops" / "index.csv", index.assign(**frames, hash="0" * 16, frame_digest="0" * 32))
+    subset = np.where(np.isin(numbers, case.task.train), "train", "val")
+    write_table(folder / "split.csv", pd.DataFrame({"id": numbers, "fold": 0, "subset": subset}))
+    proof = {"protocol": "group", "group_disjoint": True, "grouped_by": "card", "labels": "true"}
+    write_json(folder / "split.json", proof)
+    description = Description(
+        architecture=case.architecture, stage="transfer", dataset="phantom", protocol="group", seed=case.seed,
+        unfrozen_blocks=0, blocks=[], threshold=None, environment={},
+    )  # fmt: skip
+    save_classifier(folder / "transfer", Classifier(description, build_network(case.architecture, case.seed)))
+    return {
+        "seed": case.seed,
+        "training.batch_size": case.batch_size,
+        "training.threads": THREADS,
+        "finetune.unfrozen_blocks": case.unfrozen_blocks,
+        "finetune.epochs": case.epochs,
+        "finetune.augment": "false",
+    }
