@@ -290,8 +290,6 @@ EXPERIMENTS = {
         "brain-tumor-cheng",
         {"model.image_size": 96, **BRAIN, **FOLDS, "@blocks": [1, 2, 3, 4, 5]},
         "blockwise",
-        note="With all five blocks unfrozen nothing is cached: slices are augmented anew at every epoch, not drawn "
-        "from four copies.",
     ),
     "blockwise-brain-192": Experiment(
         "Brain tumours, three classes, the author's folds: two blocks, larger slices",

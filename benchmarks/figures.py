@@ -41,7 +41,8 @@ from lesionlab.evaluation.table import interval, kept_apart
 from lesionlab.files import read_json, whole_file, write_json
 from lesionlab.progress import progress
 from lesionlab.stage import run
-from lesionlab.studies.predictions import Predictions, read_predictions
+from lesionlab.studies.blockwise import CHOICE, choose_depths
+from lesionlab.studies.predictions import Predictions, point_metrics, read_predictions
 from lesionlab.studies.tables import markdown_table, mean_sd
 
 README, PAGE = Path("README.md"), Path("docs/figures.md")
@@ -218,7 +219,9 @@ def page(there: list[str], written: dict[str, str]) -> list[str]:
         "Where no commit is named, and on those before 70b2c72, detections are of the classifier's own head on the",
         "map, with its best windows classified again from 9cdc9c0 on; before 1d3478d, of a head on the last map",
         "alone; before c229c1b, of a head that learned from nothing, with windows as they come. Before 72c0907",
-        "intervals are over the card's groups, not as duplicates join them.",
+        "intervals are over the card's groups, not as duplicates join them. Where a section says that validation",
+        "accuracy chooses a number of unfrozen blocks, it is that of all folds together, of crops that test in other",
+        "folds; later runs choose in each fold by its own.",
         "",
     ]
     for name in (*EXPERIMENTS, *MEANS):
@@ -410,12 +413,23 @@ def cold_figure(experiment: str) -> Callable[[], str]:
 
 
 def of_chosen_depth(experiment: str, metric: str) -> Callable[[], str]:
-    """A test figure of a blockwise study at the depth that validation chose, mean and deviation of folds."""
+    """A test figure of a blockwise study at the depth that each fold's validation chose: mean, deviation of folds."""
 
     def figure() -> str:
-        table = table_of(experiment)
-        row = table.loc[table["val_accuracy_mean"].idxmax()]
-        return f"{row[f'{metric}_mean']:.3f} ± {row[f'{metric}_sd']:.3f} ({row['blocks']:.0f} blocks)"
+        depths = (0, *yaml.safe_load(read(experiment, "params.yaml"))["blocks"])
+        cells = [
+            {
+                "fold": fold,
+                "blocks": blocks,
+                CHOICE: point_metrics(predictions.val)["accuracy"],
+                metric: point_metrics(predictions.test)[metric],
+            }
+            for blocks in depths
+            for fold, predictions in enumerate(predictions_of(experiment, blocks))
+        ]
+        best = choose_depths(pd.DataFrame(cells))
+        least, most = best["blocks"].min(), best["blocks"].max()
+        return f"{mean_sd(best[metric])} ({least if least == most else f'{least} to {most}'} blocks)"
 
     return figure
 

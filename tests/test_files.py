@@ -4,6 +4,7 @@ import errno
 import json
 import os
 import re
+import time
 from pathlib import Path
 
 import numpy as np
@@ -14,6 +15,7 @@ from lesionlab import files
 from lesionlab.errors import InputError
 from lesionlab.files import (
     INDEX_COLUMNS,
+    STALE_SECONDS,
     from_root,
     read_images,
     read_index,
@@ -55,6 +57,21 @@ def test_a_file_appears_when_it_is_whole(tmp_path):
         assert not target.exists()
     assert target.read_text() == "whole"
     assert names(target.parent) == {"a.txt"}
+
+
+def test_what_killed_processes_left_is_deleted_a_day_later(tmp_path):
+    old = [tmp_path / ".a.txt.7.partial", tmp_path / ".a.txt.8.partial"]
+    others = [tmp_path / ".a.txt.9.partial", tmp_path / ".b.txt.7.partial"]
+    old[0].mkdir()
+    (old[0] / "image").touch()
+    for path in (old[1], *others):
+        path.touch()
+    day_ago = time.time() - STALE_SECONDS - 60
+    for path in (*old, others[1]):
+        os.utime(path, (day_ago, day_ago))
+    with whole_file(tmp_path / "a.txt") as partial:
+        partial.write_text("whole")
+    assert names(tmp_path) == {"a.txt", *(path.name for path in others)}
 
 
 def test_an_interrupted_file_leaves_the_old_content_and_nothing_else(tmp_path):

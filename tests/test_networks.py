@@ -56,6 +56,17 @@ def test_the_network_is_flat_and_ends_in_logits(backbone):
     np.testing.assert_allclose(probabilities.sum(axis=1), 1)
 
 
+@pytest.mark.parametrize("backbone", [None, "mobilenet_0.25"])
+def test_xla_compiles_no_network(backbone):
+    """Keras would have it on a GPU, where model.json would say otherwise."""
+    network = build_network(tiny_architecture(backbone), seed=1)
+    parts = [network]
+    if backbone:
+        boundary = find_backbone(backbone).boundary(1)
+        parts += [prefix_of(network, boundary), freeze(network, boundary)]
+    assert [part.jit_compile for part in parts] == [False] * len(parts)
+
+
 @pytest.mark.parametrize(("pooling", "dense", "width"), [("average", 0, 256), ("flatten", 0, 256), ("average", 5, 5)])
 def test_the_head_is_what_params_say(pooling, dense, width):
     architecture = tiny_architecture(

@@ -783,6 +783,19 @@ def test_groups_of_another_table_are_joined_by_name(tmp_path):
     add_image(tmp_path / "b" / "4.png")
     expected = f"{tmp_path}/deep/tiles.csv: column 'stem' has no row for b/4.png; add one, or take it out"
     assert refusal(card, tmp_path) == expected
+    (tmp_path / "deep" / "tiles.csv").write_text("stem,tile\n1,NA\n2 x,07\n4,08\n4,08 \n2 x,09\n")
+    expected = f"{tmp_path}/deep/tiles.csv: column 'tile' has '07' and '09' for 2 x; keep one of them"
+    assert refusal(card, tmp_path) == expected
+
+
+def test_a_patient_is_the_same_with_blanks_and_an_image_without_one_is_refused(tmp_path):
+    """Each image without a patient would count as a patient of its own, and might be one of another."""
+    card = make_card(TABLE, {"column": "patient"}, ("0", "1"))
+    rows = [row("1.png", "1", "P1"), row("2.png", "0", " P1 "), row("3.png", "0", "P2")]
+    add_table(tmp_path, rows)
+    assert [frame.group for frame in read_frames(card, tmp_path)] == ["P1", "P1", "P2"]
+    add_table(tmp_path, [*rows, row("4.png", "0", " ")])
+    assert "4.png has nothing in column 'patient', which says who must stay together" in refusal(card, tmp_path)
 
 
 # Copies that lie otherwise

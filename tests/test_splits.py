@@ -324,6 +324,20 @@ def test_published_numbered_folds_are_taken_as_they_are():
     assert description["group_disjoint"] is True
     with pytest.raises(InputError, match=r"split\.folds is 5, but the data set publishes 3 folds"):
         assign_folds(index, protocol("official", folds=5), 42)
+    index.loc[4, "official"] = ""
+    with pytest.raises(InputError, match=rf"{index['frame'][4]} has no published fold, but others have"):
+        assign_folds(index, protocol("official"), 42)
+
+
+def test_where_no_fold_validates_none_is_drawn():
+    """So that a class may have fewer groups outside of the test subset than there would be folds."""
+    index = official_index()
+    for changes in ({}, {"official_validation": False, "validation_per_class": 8}):
+        table = assign_folds(index, protocol("official", folds=40, **changes), 42)
+        assert (table["fold"] == -1).all()
+        assert set(table["subset"]) == {"train", "val", "test"}
+    with pytest.raises(InputError, match=r"fewer than split\.folds \(40\)"):
+        assign_folds(index, protocol("official", folds=40, official_validation=False), 42)
 
 
 def official_index() -> pd.DataFrame:

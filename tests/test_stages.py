@@ -32,6 +32,8 @@ from lesionlab.files import file_digest, read_json
 from lesionlab.models.backbones import find_backbone
 from lesionlab.models.networks import build_network, softmax
 from lesionlab.models.saved import load_classifier
+from lesionlab.params import read_params
+from lesionlab.training.run import Paths, run_training
 from lesionlab.training.threshold import choose_threshold, fit_temperature
 
 STAGES = ("download", "crop", "split", "baseline", "transfer", "finetune", "evaluate", "detect", "explain")
@@ -523,12 +525,36 @@ def test_dense_maps_can_be_held_against_windows(project, capsys):
 
 
 @pytest.mark.slow
+def test_copies_are_drawn_from_at_every_depth(project, monkeypatch):
+    """Also with nothing frozen, and so nothing cached: depths are compared on like crops. The small CNN has none."""
+    drawn = []
+
+    def stop_at_fit(*_: object, copies: int, **__: object) -> None:
+        drawn.append(copies)
+        raise InterruptedError
+
+    monkeypatch.setattr("lesionlab.training.run.fit", stop_at_fit)
+    params = read_params()
+    names = ("data/crops", "data/split.csv", "metrics/split.json", "none", "none", "none")
+    paths = Paths(*map(Path, names))
+    for name, blocks in (("transfer", 1), ("transfer", 5), ("baseline", 0)):
+        classifier = load_classifier(Path("models") / name)
+        with pytest.raises(InterruptedError):
+            run_training(
+                name, classifier.model, classifier.description.architecture, blocks, params.finetune, params, paths
+            )
+    assert drawn == [params.augment.copies, params.augment.copies, 0]
+    assert params.augment.copies > 0
+
+
+@pytest.mark.slow
 def test_detect_says_which_arguments_belong_together(project, tmp_path):
     model = Path("models/finetune")
     with pytest.raises(InputError, match="give --frames and --out for your own pictures, or all of --raw"):
         stages.detect.main(model=model, frames=tmp_path)
     with pytest.raises(InputError, match="no such folder; --frames takes a folder of pictures"):
         stages.detect.main(model=model, frames=tmp_path / "nowhere", out=tmp_path / "out")
+    (tmp_path / "._broken.png").touch()  # which macOS leaves beside files on foreign disks
     with pytest.raises(InputError, match="holds no picture"):
         stages.detect.main(model=model, frames=tmp_path, out=tmp_path / "out")
     (tmp_path / "broken.png").write_bytes(b"\x89PNG\r\n\x1a\n")

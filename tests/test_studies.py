@@ -232,7 +232,7 @@ def test_blockwise_chooses_the_depth_on_validation_alone(paths, params):
         place(paths, f"1-{fold}", mixed, trained_parameters=1234)
     study = blockwise.Study(folds=[0, 1], blocks=[1], set={})
     table, text, headline = written(paths, blockwise.summarise(study, params, paths))
-    assert headline["blocks"] == 1
+    assert headline["blocks"] == "1, 1"
     assert headline["val_accuracy"] == 1.0
     assert headline["accuracy"] == 0.0
     assert table["blocks"].tolist() == [0, 1]
@@ -242,6 +242,7 @@ def test_blockwise_chooses_the_depth_on_validation_alone(paths, params):
     assert "above 0 is better than random" in text
     assert "1,234" in text
     assert "protocol group (group-disjoint), seed 1" in text
+    assert "2 validation folds on 1 test subset" in text  # the crops of both folds have the same ids
 
 
 def test_aggregates_are_mean_and_sample_deviation():
@@ -253,9 +254,12 @@ def test_aggregates_are_mean_and_sample_deviation():
     assert mean_sd(pd.Series([0.5])) == "0.500"
 
 
-def test_of_equal_depths_the_least_deep_is_chosen():
-    table = pd.DataFrame({"blocks": [0, 1, 2, 3], "val_accuracy_mean": [0.8, 0.9, 0.9, 0.7]})
-    assert blockwise.choose_depth(table) == 1
+def test_each_fold_chooses_its_depth_and_of_equal_ones_the_least_deep():
+    """Together the folds would choose one block, partly by crops that test in another of them."""
+    rows = [(0, 0, 0.8), (1, 0, 0.9), (2, 0, 0.9), (0, 1, 0.5), (1, 1, 0.8), (2, 1, 0.7), (0, 2, 0.9), (1, 2, 0.7)]
+    cells = pd.DataFrame(rows, columns=["blocks", "fold", "val_accuracy"])
+    best = blockwise.choose_depths(cells)
+    assert best[["fold", "blocks"]].to_numpy().tolist() == [[0, 1], [1, 1], [2, 0]]
 
 
 @pytest.mark.parametrize("folds", [[0], [0, 1]])

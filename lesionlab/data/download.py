@@ -82,6 +82,11 @@ def download_images(card: Card, settings: DownloadParams, seed: int, folder: Pat
             records = [_add_source(_source_at(settings.source, card), settings.mirror, card, partial)]
         else:
             records = [_add_local(from_root(settings.source), folder, partial)]
+            print(
+                f"{settings.source}: read as it is now; DVC knows it by name alone, so after changes there run again "
+                "with --force",
+                file=sys.stderr,
+            )
         if isinstance(card.layout, ChengMat | Npz):
             from lesionlab.data.convert import convert
 

@@ -257,7 +257,7 @@ def _read_mask_pairs(card: Card, reading: Reading, raw: Path) -> list[Frame]:
 
 def _by_stem(folder: Path, suffix: str) -> dict[str, Path]:
     found: dict[str, Path] = {}
-    for path in _images_in(folder):
+    for path in images_in(folder):
         stem = path.stem.removesuffix(suffix)
         if stem in found:
             raise InputError(f"{path}: {found[stem].name} has the same name up to the suffix; keep one of them")
@@ -283,7 +283,7 @@ def _read_class_folders(card: Card, reading: Reading, raw: Path) -> list[Frame]:
     ignored = _any_case(dict.fromkeys(layout.ignore, True))
     group_of = _groups(card, reading, raw)
     frames, strange, first_of = [], [], {}
-    for path in _images_in(raw, recursive=True):
+    for path in images_in(raw, recursive=True):
         name = path.relative_to(raw).as_posix()
         parts = [part.casefold() for part in Path(name).parts[:-1]]
         if any(part in ignored for part in parts):
@@ -337,7 +337,7 @@ def _read_table(card: Card, reading: Reading, raw: Path) -> list[Frame]:
         changes = (table[runs] != table[runs].shift()).any(axis=1)
         group_of_row = changes.cumsum().astype(str).to_list()
     elif column_of_group:
-        group_of_row = table[column_of_group].to_list()
+        group_of_row = _group_cells(table[column_of_group], table[layout.image], file)
     else:
         group_of = _groups(card, reading, raw)
         group_of_row = [group_of(_name_below(raw, file.parent / path)) for path in table[layout.image]]
@@ -457,7 +457,8 @@ def _name_below(raw: Path, path: Path) -> str:
     return Path(os.path.relpath(path, raw)).as_posix()
 
 
-def _images_in(folder: Path, recursive: bool = False) -> list[Path]:
+def images_in(folder: Path, recursive: bool = False) -> list[Path]:
+    """Image files by their names, sorted; hidden files and what operating systems leave behind are none."""
     found = folder.rglob("*") if recursive else folder.iterdir()
     return sorted(
         path
@@ -481,7 +482,12 @@ def _groups(card: Card, reading: Reading, raw: Path) -> Callable[[str], str]:
     if file is None:
         raise OtherLayoutError(f"{raw}: no {rule.file}, which groups.file in {card_path(card.name)} names")
     table = read_table(file, (rule.key, rule.column), text=(rule.key, rule.column))
-    group_of = dict(zip(table[rule.key], table[rule.column], strict=True))
+    group_of: dict[str, str] = {}
+    for key, name in zip(table[rule.key], _group_cells(table[rule.column], table[rule.key], file), strict=True):
+        if group_of.setdefault(key, name) != name:
+            raise InputError(
+                f"{file}: column '{rule.column}' has '{group_of[key]}' and '{name}' for {key}; keep one of them"
+            )
 
     def group(name: str) -> str:
         try:
@@ -492,11 +498,28 @@ def _groups(card: Card, reading: Reading, raw: Path) -> Callable[[str], str]:
     return group
 
 
+def _group_cells(cells: pd.Series, images: pd.Series, file: Path) -> list[str]:
+    """The groups that a column names, without blanks around them.
+
+    Raises InputError at an empty cell: its image would count as a patient of its own, and might be one of another.
+    """
+    groups = cells.str.strip()
+    if (groups == "").any():
+        raise InputError(
+            f"{file}: {images[groups == ''].iloc[0]} has nothing in column '{cells.name}', which says who must stay "
+            "together; fill it in, or take the row out"
+        )
+    return groups.to_list()
+
+
 def _group_by_pattern(card: Card, pattern: str, name: str) -> str:
     match = re.search(pattern, name)
     if match is None:
         raise InputError(f"{card_path(card.name)}: groups.pattern {pattern!r} does not match {name}")
-    return "-".join(part for part in match.groups() if part is not None) or match.group()
+    group = "-".join(part for part in match.groups() if part is not None) or match.group()
+    if not group:
+        raise InputError(f"{card_path(card.name)}: groups.pattern {pattern!r} matches nothing of {name}")
+    return group
 
 
 def _group_by_range(card: Card, ranges: list[tuple[int, int, str | int]], name: str) -> str:

@@ -67,7 +67,7 @@ def crop_digests(images: np.ndarray) -> list[str]:
 
 
 def assign_folds(index: pd.DataFrame, params: SplitParams, seed: int) -> pd.DataFrame:
-    """A row a crop: id, fold (0 .. folds - 1, -1 for crops of an official test set), subset (train, val, test, none).
+    """A row a crop: id, fold (0 .. folds - 1, -1 where none was drawn for it), subset (train, val, test, none).
 
     Where near-duplicates join groups one more column, group, that counts in place of the index's.
 
@@ -90,14 +90,17 @@ def assign_folds(index: pd.DataFrame, params: SplitParams, seed: int) -> pd.Data
     if params.shuffle_labels:
         index = index.assign(label=shuffle_labels(index["label"].to_numpy(), joined, seed))
     published = index["official"].to_numpy(dtype=str) if params.protocol == "official" else np.full(len(index), "")
-    folds = _published_folds(published, params)
-    if folds is None:
-        if params.protocol == "official" and not (published == "test").any():
-            raise InputError("params.yaml: split.protocol is official, but the data set has no official test subset")
-        folds = _draw_folds(index, groups, published != "test", params.folds, seed)
+    folds = _published_folds(index["frame"].to_numpy(), published, params)
     official_subsets = (published == "test").any()
-    test = published == "test" if official_subsets else folds == params.test_fold
     val = (published == "val") & params.official_validation
+    if folds is None:
+        if params.protocol == "official" and not official_subsets:
+            raise InputError("params.yaml: split.protocol is official, but the data set has no official test subset")
+        if official_subsets and (val.any() or params.validation_per_class):
+            folds = np.full(len(index), -1)  # none tests, and none validates
+        else:
+            folds = _draw_folds(index, groups, published != "test", params.folds, seed)
+    test = published == "test" if official_subsets else folds == params.test_fold
     if params.test_fold and official_subsets and (val.any() or params.validation_per_class):
         raise InputError(
             f"params.yaml: split.test_fold is {params.test_fold}, but under split.protocol official the data set has "
@@ -186,10 +189,16 @@ def shuffle_labels(labels: np.ndarray, groups: np.ndarray, seed: int) -> np.ndar
     return names[drawn[groups]]
 
 
-def _published_folds(published: np.ndarray, params: SplitParams) -> np.ndarray | None:
+def _published_folds(frames: np.ndarray, published: np.ndarray, params: SplitParams) -> np.ndarray | None:
     """Fold numbers from 0 where the data set publishes numbered folds, else None."""
-    if not all(text.isdigit() for text in published):
+    numbered = np.char.isdigit(published)
+    if not numbered.any():
         return None
+    if not numbered.all():
+        raise InputError(
+            f"split: {frames[~numbered][0]} has no published fold, but others have; give it one in the data set's own "
+            "table, take it out, or take split.protocol group"
+        )
     numbers, folds = np.unique(published.astype(int), return_inverse=True)
     if len(numbers) != params.folds:
         raise InputError(

@@ -14,6 +14,7 @@ from lesionlab.data.crops import Box
 from lesionlab.detection.looks import Look
 from lesionlab.errors import InputError
 from lesionlab.models.backbones import find_backbone, preprocess
+from lesionlab.models.networks import network_of
 from lesionlab.models.saved import Classifier, pad_batch
 
 # Frames in one pass, always: some processors convolve one frame at half the speed of two, and a convolution may round
@@ -182,7 +183,7 @@ def fragments(model: keras.Model, halvings: int) -> keras.Model:
         if cut is not begin:
             x = keras.Model(begin, cut)(x)
         x, begin = _phases(x), cut
-    return keras.Model(model.input, keras.Model(begin, model.output)(x))
+    return network_of(model.input, keras.Model(begin, model.output)(x))
 
 
 def fragment_offsets(total: int, halvings: int) -> list[tuple[int, int]]:

@@ -7,7 +7,7 @@ import pandas as pd
 from PIL import Image
 
 from lesionlab.data.cards import Card, card_path, read_card
-from lesionlab.data.readers import IMAGE_SUFFIXES, read_rgb, shorter_side
+from lesionlab.data.readers import IMAGE_SUFFIXES, images_in, read_rgb, shorter_side
 from lesionlab.data.unpack import is_residue
 from lesionlab.detection.boxes import boxes_table
 from lesionlab.detection.detector import Detector, load_detector, read_description, windows_detector
@@ -46,7 +46,7 @@ def detect_folder(
     Raises InputError when the folder holds no picture or one cannot be read, when `out` holds what is not of an earlier
     run, when parts of a picture have no class, and for options of the other kind.
     """
-    pictures = _pictures_of(frames)
+    pictures, out = _pictures_of(frames), out.resolve()  # a link to a folder would be taken for the folder
     _check_replaceable(out, frames)
     classifier = load_classifier(model)
     dataset = classifier.description.dataset
@@ -69,7 +69,7 @@ def detect_folder(
 def _pictures_of(frames: Path) -> list[Path]:
     if not frames.is_dir():
         raise InputError(f"{frames}: no such folder; --frames takes a folder of pictures")
-    pictures = sorted(path for path in frames.iterdir() if path.suffix.lower() in IMAGE_SUFFIXES)
+    pictures = images_in(frames)
     if not pictures:
         raise InputError(f"{frames}: holds no picture ({', '.join(IMAGE_SUFFIXES)})")
     by_stem: dict[str, Path] = {}

@@ -17,6 +17,7 @@ from lesionlab.detection.boxes import NO_LESION, found_lesion
 from lesionlab.detection.dense import FRAMES_TOGETHER, DenseBackbone
 from lesionlab.detection.looks import Looks, look_at_each
 from lesionlab.errors import InputError
+from lesionlab.models.networks import network_of
 from lesionlab.params import FitParams, Params, TrainingParams
 from lesionlab.progress import progress
 from lesionlab.seeds import derive_seed, generator
@@ -60,7 +61,7 @@ def build_head(backbone: DenseBackbone, seed: int) -> keras.Model:
     learned = keras.layers.Dense(len(CLASSES), kernel_initializer="zeros", dtype="float32", name="map_logits")(x)
     known = backbone.classifier_logits(inputs)
     outputs = learned if known is None else keras.layers.Add(name="sum")([learned, known])
-    return keras.Model(inputs, outputs, name="head")
+    return network_of(inputs, outputs, "head")
 
 
 def train_head(

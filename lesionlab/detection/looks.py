@@ -13,11 +13,10 @@ from PIL import Image
 
 from lesionlab.data.crops import Box, content_box
 from lesionlab.data.readers import read_rgb
-from lesionlab.files import repository_root
+from lesionlab.files import STALE_SECONDS, repository_root
 
 SPARE = 2 * 2**30  # bytes of the disk that are left to others: a frame too many is looked at again
 DECODERS = 2  # threads; decoding holds no lock
-OLD = 24 * 3600.0  # seconds; so long no stage detects, so what is older is of one that was killed
 # Windows of one size: boxes (n, 4) x, y, width, height in pixels of the frame, and what each of them shows (n, ...).
 Look = tuple[np.ndarray, np.ndarray]
 # A Look at windows of one size (their side in parts of a content's shorter side) for each of some frames.
@@ -80,7 +79,7 @@ def temporary_looks(names: Iterable[str]) -> Iterator[Looks]:
     top.mkdir(exist_ok=True)
     for left in top.glob("looks-*"):
         with suppress(FileNotFoundError):  # another run deletes it too
-            if time.time() - left.stat().st_mtime > OLD:
+            if time.time() - left.stat().st_mtime > STALE_SECONDS:
                 rmtree(left, ignore_errors=True)
     with TemporaryDirectory(prefix="looks-", dir=top) as folder:
         yield Looks(Path(folder), names)

@@ -3,11 +3,10 @@
 from collections.abc import Callable
 from dataclasses import dataclass
 
-import keras
 import numpy as np
 
 from lesionlab.models.backbones import preprocess
-from lesionlab.models.networks import softmax
+from lesionlab.models.networks import network_of, softmax
 from lesionlab.models.saved import Classifier, pad_batch
 from lesionlab.progress import progress
 from lesionlab.seeds import generator
@@ -55,7 +54,7 @@ def predict_crops(
     """
     model, description = classifier.model, classifier.description
     dropout = next((layer for layer in model.layers if layer.name == DROPOUT_LAYER), None) if passes else None
-    network = model if dropout is None else keras.Model(model.input, [dropout.input, model.output])
+    network = model if dropout is None else network_of(model.input, [dropout.input, model.output])
     logits, drawn = [], []
     for start in progress(range(0, len(rows), batch_size), desc=desc, unit="batch", leave=False):
         batch = rows[start : start + batch_size]

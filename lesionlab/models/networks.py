@@ -46,6 +46,13 @@ class Architecture(Section):
         return None if self.backbone is None else find_backbone(self.backbone).boundary(unfrozen_blocks)
 
 
+def network_of(inputs: keras.KerasTensor, outputs: keras.KerasTensor | list, name: str | None = None) -> keras.Model:
+    """A functional model that XLA never compiles, which Keras would do on a GPU: it rounds in other places."""
+    model = keras.Model(inputs, outputs, name=name)
+    model.jit_compile = False
+    return model
+
+
 def build_network(architecture: Architecture, seed: int, weights: Path | None = None) -> keras.Model:
     """(n, size, size, 3) preprocessed float32 to (n, classes) logits.
 
@@ -66,7 +73,7 @@ def build_network(architecture: Architecture, seed: int, weights: Path | None = 
         x = keras.layers.GlobalAveragePooling2D(name="head_pool")(x)
     else:
         x = keras.layers.Flatten(name="head_flatten")(x)
-    return keras.Model(base.input, _head(x, architecture), name=architecture.backbone)
+    return network_of(base.input, _head(x, architecture), architecture.backbone)
 
 
 def load_backbone_weights(base: keras.Model, folder: Path, backbone: str) -> None:
@@ -76,7 +83,10 @@ def load_backbone_weights(base: keras.Model, folder: Path, backbone: str) -> Non
     """
     described = read_json(folder / "weights.json")
     if described["backbone"] != backbone:
-        raise InputError(f"{folder}: holds weights of {described['backbone']}, not {backbone}; run dvc repro")
+        raise InputError(
+            f"{folder}: holds weights of {described['backbone']}, not {backbone}; run dvc repro (cells of a "
+            "study share weights and crops: set `model` for all of them)"
+        )
     if described["file"] is None:
         return
     path = folder / described["file"]
@@ -102,12 +112,12 @@ def freeze(model: keras.Model, boundary: str | None) -> keras.Model:
         layer.trainable = layer not in frozen and not normalises
     if boundary is None:
         return model
-    return keras.Model(model.get_layer(boundary).output, model.output, name="suffix")
+    return network_of(model.get_layer(boundary).output, model.output, "suffix")
 
 
 def prefix_of(model: keras.Model, boundary: str) -> keras.Model:
     """The frozen part: from the input to the boundary's activation."""
-    return keras.Model(model.input, model.get_layer(boundary).output, name="prefix")
+    return network_of(model.input, model.get_layer(boundary).output, "prefix")
 
 
 def in_float32(model: keras.Model, architecture: Architecture) -> keras.Model:
@@ -146,7 +156,7 @@ def _small_cnn(architecture: Architecture) -> keras.Model:
             x = _channel_attention(x, number)
         x = keras.layers.MaxPooling2D(name=f"pool{number}")(x)
     x = keras.layers.Flatten(name="head_flatten")(x)
-    return keras.Model(inputs, _head(x, architecture), name="small_cnn")
+    return network_of(inputs, _head(x, architecture), "small_cnn")
 
 
 def _channel_attention(x: keras.KerasTensor, number: int) -> keras.KerasTensor:

@@ -1,4 +1,4 @@
-"""blockwise: accuracy against the number of unfrozen blocks, with the spread of folds; validation chooses the depth.
+"""blockwise: accuracy against the number of unfrozen blocks, with the spread of folds; validation chooses each depth.
 
 Source of the procedure: block-wise fine-tuning, doi 10.1016/j.compmedimag.2019.05.001.
 """
@@ -16,7 +16,7 @@ from lesionlab.studies.figures import GAIN, GAIN_NOTE, cell_points
 from lesionlab.studies.predictions import point_metrics, read_predictions
 from lesionlab.studies.tables import Paths, Summary, mean_sd, provenance
 
-CHOICE = "val_accuracy"  # what chooses the depth, as mean over folds
+CHOICE = "val_accuracy"  # what chooses the depth
 SHOWN = ("val_accuracy", "accuracy", "balanced_accuracy", "f1", "roc_auc", GAIN)
 
 
@@ -31,20 +31,19 @@ class Study(Section):
 def summarise(study: Study, params: Params, paths: Paths) -> Summary:
     """Mean and standard deviation over folds at each depth; 0 unfrozen blocks is the new head alone."""
     cells = pd.DataFrame([_cell(paths, fold, blocks, params) for blocks in (0, *study.blocks) for fold in study.folds])
-    table = aggregate(cells)
-    best = choose_depth(table)
+    table, best = aggregate(cells), choose_depths(cells)
     shown = pd.DataFrame({"unfrozen blocks": table["blocks"]})
     for name in SHOWN:
         shown[name.replace("_", " ")] = [mean_sd(values) for _, values in cells.groupby("blocks")[name]]
     shown["trained parameters"] = [f"{count:,}" for count in table["trained_parameters"]]
-    figures = table.set_index("blocks").loc[best]
     origin = provenance([paths.metrics / f"0-{fold}.json" for fold in study.folds])
+    depths = ", ".join(map(str, best["blocks"]))
     notes = [
-        f"Mean ± standard deviation of {len(study.folds)} test folds; {params.dataset}, {origin}. {GAIN_NOTE}",
-        f"Validation accuracy chooses {best} unfrozen blocks: "
-        f"test accuracy {mean_sd(cells.loc[cells['blocks'] == best, 'accuracy'])}.",
+        f"Mean ± standard deviation of {_folds(paths, study)}; {params.dataset}, {origin}. {GAIN_NOTE}",
+        f"Of each fold its own validation accuracy chooses the number of unfrozen blocks ({depths}): test accuracy "
+        f"{mean_sd(best['accuracy'])}. That of all folds together would choose by crops that test in another fold.",
     ]
-    headline = {name: float(figures[f"{name}_mean"]) for name in SHOWN} | {"blocks": best}
+    headline = {name: float(best[name].mean()) for name in SHOWN} | {"blocks": depths}
     return Summary("Block-wise fine-tuning", table, shown, notes, draw(cells, best), headline)
 
 
@@ -62,13 +61,24 @@ def aggregate(cells: pd.DataFrame) -> pd.DataFrame:
     return table.reset_index()
 
 
-def choose_depth(table: pd.DataFrame) -> int:
-    """The depth of highest mean validation accuracy, of equal ones the least deep; test figures choose nothing."""
-    return int(table.loc[table[f"{CHOICE}_mean"].idxmax(), "blocks"])
+def choose_depths(cells: pd.DataFrame) -> pd.DataFrame:
+    """Of each fold the row of highest validation accuracy, of equal ones the least deep; test figures choose nothing.
+
+    A fold's own: the validation crops of one are test crops of another, which must not choose its depth.
+    """
+    ordered = cells.sort_values(["fold", "blocks"], ignore_index=True)
+    return ordered.loc[ordered.groupby("fold")[CHOICE].idxmax()].reset_index(drop=True)
 
 
-def draw(cells: pd.DataFrame, best: int) -> plt.Figure:
-    """Accuracy by depth: a dot a fold, the mean as a line, one standard deviation as a band."""
+def _folds(paths: Paths, study: Study) -> str:
+    """How many tests there are: with a published test subset folds validate alone."""
+    count = len(study.folds)
+    tests = {tuple(read_predictions(paths.predictions / f"0-{fold}.csv").ids) for fold in study.folds}
+    return f"{count} test folds" if len(tests) == count else f"{count} validation folds on {len(tests)} test subset"
+
+
+def draw(cells: pd.DataFrame, best: pd.DataFrame) -> plt.Figure:
+    """Accuracy by depth: a dot a fold, the mean as a line, one standard deviation as a band; best: chosen rows."""
     figure, axis = plt.subplots(figsize=(6, 4))
     test, validation = SERIES_COLOURS[:2]
     series = {"val_accuracy": ("validation", validation, "--"), "accuracy": ("test", test, "-")}
@@ -78,7 +88,8 @@ def draw(cells: pd.DataFrame, best: int) -> plt.Figure:
         axis.fill_between(mean.index, mean - deviation, mean + deviation, color=colour, alpha=0.15, linewidth=0)
         axis.plot(mean.index, mean, line, color=colour, label=f"{label}, mean ± sd of folds", linewidth=1.8)
     axis.plot(cells["blocks"], cells["accuracy"], ".", color=test, markersize=5, label="test, one fold")
-    axis.axvline(best, color="#999999", linestyle=":", label="chosen on validation")
+    chosen = {"markerfacecolor": "none", "markersize": 9, "label": "chosen by the fold's validation"}
+    axis.plot(best["blocks"], best["accuracy"], "o", color=test, **chosen)
     axis.set(xlabel="unfrozen blocks (0: the head alone)", ylabel="accuracy", xticks=sorted(cells["blocks"].unique()))
     axis.grid(alpha=0.3)
     axis.legend(fontsize=8)

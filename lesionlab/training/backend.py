@@ -5,6 +5,7 @@ import os
 import platform
 import sys
 from collections.abc import Iterator
+from importlib import import_module
 from pathlib import Path
 
 BFLOAT16 = {"avx512_bf16", "amx_bf16", "bf16"}  # as Linux names them, of x86 and (the last) of ARM
@@ -46,6 +47,10 @@ def start_keras(threads: int, dtype: str = "float32") -> None:
         except RuntimeError as error:  # the process, a test for example, has used TensorFlow already
             if tf.config.threading.get_intra_op_parallelism_threads() != threads:
                 raise RuntimeError("start_keras must come before TensorFlow's first operation") from error
+    elif keras.backend.backend() == "torch":
+        import torch
+
+        torch.set_num_threads(threads)
     if dtype == "auto":
         dtype = "mixed_bfloat16" if bfloat16_in_hardware() else "float32"
     keras.config.set_dtype_policy(dtype)
@@ -59,24 +64,39 @@ def bfloat16_in_hardware() -> bool:
     """
     import keras
 
+    if device() == "CPU":
+        return bfloat16_in_processor()
     backend = keras.backend.backend()
     if backend == "tensorflow":
         import tensorflow as tf
 
-        gpus = tf.config.list_physical_devices("GPU")
-        if gpus:
-            return tf.config.experimental.get_device_details(gpus[0]).get("compute_capability", (0, 0)) >= (8, 0)
+        gpu = tf.config.list_physical_devices("GPU")[0]
+        return tf.config.experimental.get_device_details(gpu).get("compute_capability", (0, 0)) >= (8, 0)
+    if backend == "torch":
+        import torch
+
+        return torch.cuda.is_bf16_supported(including_emulation=False)
+    return True
+
+
+def device() -> str:
+    """What Keras computes on: GPU (or another accelerator of JAX) or CPU."""
+    import keras
+
+    backend = keras.backend.backend()
+    if backend == "tensorflow":
+        import tensorflow as tf
+
+        found = bool(tf.config.list_physical_devices("GPU"))
     elif backend == "torch":
         import torch
 
-        if torch.cuda.is_available():
-            return torch.cuda.is_bf16_supported(including_emulation=False)
-    elif backend == "jax":
+        found = torch.cuda.is_available()
+    else:
         import jax
 
-        if jax.default_backend() != "cpu":
-            return True
-    return bfloat16_in_processor()
+        found = jax.default_backend() != "cpu"
+    return "GPU" if found else "CPU"
 
 
 def bfloat16_in_processor() -> bool:
@@ -118,20 +138,17 @@ def environment(threads: int) -> dict[str, str | int]:
     import keras
     import numpy as np
 
-    record = {
+    backend = keras.backend.backend()
+    return {
         "python": ".".join(platform.python_version_tuple()[:2]),
         "keras": keras.__version__,
-        "backend": keras.backend.backend(),
+        "backend": backend,
         "numpy": np.__version__,
-        "threads": threads,
+        "threads": "chosen by JAX" if backend == "jax" else threads,
         "onednn": os.environ.get("TF_ENABLE_ONEDNN_OPTS", "chosen by TensorFlow"),
         "xla": "off",
         "instructions": vector_instructions(),
         "dtype": keras.config.dtype_policy().name,
+        backend: import_module(backend).__version__,
+        "device": device(),
     }
-    if keras.backend.backend() == "tensorflow":
-        import tensorflow as tf
-
-        record["tensorflow"] = tf.__version__
-        record["device"] = "GPU" if tf.config.list_physical_devices("GPU") else "CPU"
-    return record

@@ -17,7 +17,7 @@ from filelock import FileLock
 from lesionlab.errors import InputError
 from lesionlab.files import repository_root, whole_file
 from lesionlab.models.backbones import Preprocessing, preprocess
-from lesionlab.models.networks import prefix_of
+from lesionlab.models.networks import network_of, prefix_of
 from lesionlab.models.saved import pad_batch
 from lesionlab.params import AugmentParams
 from lesionlab.progress import progress
@@ -121,7 +121,7 @@ class Inputs:
         boundary = source.identity["boundary"]
         if boundary not in self._segments:
             start = self.prefix.get_layer(boundary).output
-            self._segments[boundary] = keras.Model(start, self.prefix.output, name="segment")
+            self._segments[boundary] = network_of(start, self.prefix.output, "segment")
         return self._predict(self._segments[boundary], source.read(rows))
 
     def _run_prefix(self, pixels: np.ndarray) -> np.ndarray:

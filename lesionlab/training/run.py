@@ -83,7 +83,7 @@ def run_training(
         cache_dtype=params.training.cache_dtype,
         block_ends=tuple(_block_ends(architecture)),
     )
-    copies = augmentation.copies if boundary else 0
+    copies = 0 if architecture.backbone is None else augmentation.copies
     result = fit(
         suffix,
         inputs,
