@@ -39,9 +39,9 @@ from lesionlab.training.fit import Task, fit, predict_rows
 from lesionlab.training.prefix import Inputs
 
 ROUNDS = 3
-THREADS, BATCH = 2, 3
+THREADS, BATCH = 2, 4
 TRANSFER_EPOCHS, FINETUNE_EPOCHS, SWEEP_EPOCHS = 10, 20, 4
-TRANSFER_CROPS, FINETUNE_CROPS = (21, 3), (6, 3)  # training, validation: few, so that all epochs can be run plainly
+TRANSFER_CROPS, FINETUNE_CROPS = (20, 4), (8, 4)  # training, validation: few, so that all epochs can be run plainly
 RATE, OTHER_RATE = 1e-4, 3e-5
 MEMORY_CROPS, MEMORY_BATCH = 1000, 64
 MULTIPLY_ADDS_AN_INSTRUCTION = {"float32": 16, "bfloat16": 32}  # of 512 bits (VFMADD231PS, VDPBF16PS)

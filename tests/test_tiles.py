@@ -215,6 +215,8 @@ def test_only_an_earlier_run_is_replaced(project):
         assert "holds the pictures of --frames pictures and would be replaced" in refusal(out=Path(out))
     assert "--out datasets: holds other files (tiny-phantom.yaml) and" in refusal(out=Path("datasets"))
     assert "--out params.yaml: is a file" in refusal(out=Path("params.yaml"))
+    (project / "link").symlink_to(project / "nowhere")
+    assert "--out link: is a link" in refusal(out=Path("link"))
     assert (project / "pictures" / "slide.png").exists()
     (project / "found").mkdir()
     detect()

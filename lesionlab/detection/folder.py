@@ -46,7 +46,7 @@ def detect_folder(
     Raises InputError when the folder holds no picture or one cannot be read, when `out` holds what is not of an earlier
     run, when parts of a picture have no class, and for options of the other kind.
     """
-    pictures, out = _pictures_of(frames), out.resolve()  # a link to a folder would be taken for the folder
+    pictures = _pictures_of(frames)
     _check_replaceable(out, frames)
     classifier = load_classifier(model)
     dataset = classifier.description.dataset
@@ -84,6 +84,8 @@ def _check_replaceable(out: Path, frames: Path) -> None:
     """Writing `out` deletes what is there: that must be of an earlier run, and never the pictures themselves."""
     if frames.resolve().is_relative_to(out.resolve()):
         raise InputError(f"--out {out}: holds the pictures of --frames {frames} and would be replaced; name another")
+    if out.is_symlink():
+        raise InputError(f"--out {out}: is a link, which cannot be replaced as a whole; name the folder itself")
     if out.exists() and not out.is_dir():
         raise InputError(f"--out {out}: is a file; name a folder")
     present = {path.name for path in out.iterdir() if not is_residue(path.name)} if out.exists() else set()
