@@ -91,8 +91,8 @@ def rows(seed: int, frame: int = FRAME, rounds: int = ROUNDS) -> list[Row]:
         counted = found[step] * multiply_adds(WINDOW, 0) / multiply_adds(frame, int(np.log2(32 / step)))
         name = f"detect dense, stride {step}, VGG16, {WINDOW} px windows"
         note = (
-            f"{found[step]} windows of a frame of {frame} px; seconds a frame, ours looks at {len(images)} in a pass; a "
-            f"frame without another of its size takes as long as a pass: {took / ours / len(images):.1f}"
+            f"{found[step]} windows of a frame of {frame} px; seconds a frame, ours looks at {len(images)} in a pass; "
+            f"a frame without another of its size takes as long as a pass: {took / ours / len(images):.1f}"
         )
         result.append(Row(name, took, ours, took / ours, counted, at_least, note=note))
     return result
