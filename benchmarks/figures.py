@@ -529,6 +529,8 @@ TARGETS = [
            of_mean("mean-brain", "accuracy")),
     Target("the same, the mean of MobileNetV2 and MobileNet", "accuracy", "0.948 (VGG19)", "0.948",
            "mean-brain-networks", of_mean("mean-brain-networks", "accuracy")),
+    Target("the same, the mean of 224 and 256 px", "accuracy", "0.948 (VGG19)", "0.948", "mean-brain-sizes",
+           of_mean("mean-brain-sizes", "accuracy")),
     Target("lung CT (4 classes), official test, no duplicates", "test accuracy", "0.47 (IQ-OTH, validation)", "0.80",
            "chest-ct", figure_on_test("chest-ct", "accuracy")),
     Target("chest X-ray, official test", "test accuracy", "0.905", "0.92", "chest-xray",
