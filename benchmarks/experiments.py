@@ -428,7 +428,7 @@ MEANS = {
         "Brain tumours, three classes, the author's folds: the mean of two sizes of slices",
         {"blockwise-brain-224": 2, "blockwise-brain-full": 2},
         declared=True,
-        note="The same network at 224 and 256 px. Set after the test figures of both, and of `mean-brain-networks`, had "
+        note="The same network at 224 and 256 px. Set after the test figures of both and of `mean-brain-networks` had "
         "been seen; that both count, whatever validation says, was declared before their predictions were averaged.",
     ),
 }
