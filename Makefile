@@ -34,7 +34,7 @@ lint: env ## style
 	ruff check .
 	ruff format --check .
 
-bench: env ## each short cut against the plain way, on an idle machine (15 to 20 minutes)
+bench: env ## each short cut against the plain way, on an idle machine (10 to 20 minutes)
 	python -m benchmarks.bench
 
 ui: env ## MLflow on http://127.0.0.1:5000
