@@ -84,7 +84,7 @@ def main(
         if name not in there:
             raise InputError(f"{name}: not run in this clone; --only {name} with --data and --weights runs it")
     if dense:
-        compared = dense_against_windows(dense, frames)
+        compared = {"commit": commit_of(dense), **dense_against_windows(dense, frames)}
         write_json(DENSE, read_or_empty(DENSE) | {dense: compared})  # read now: another may have written
     if cold:
         runs = [round(cold_seconds(cold), 1) for _ in progress(range(COLD_RUNS), desc=cold, unit="run")]
@@ -120,10 +120,15 @@ def read_or_empty(path: Path) -> dict:
     return read_json(path) if path.exists() else {}
 
 
+def of_this_run(path: Path, name: str) -> dict:
+    """What a file of measurements holds of an experiment of this clone as it is now; nothing after a run anew."""
+    kept = read_or_empty(path).get(name, {})
+    return kept if kept.get("commit") == commit_of(name) else {}
+
+
 def cold_runs(name: str) -> list[float]:
-    """What `--cold` found for an experiment of this clone as it is now; empty where it was run anew since."""
-    kept = read_or_empty(COLD).get(name, {})
-    return kept["seconds"] if kept.get("commit") == commit_of(name) else []
+    """What `--cold` found for an experiment."""
+    return of_this_run(COLD, name).get("seconds", [])
 
 
 def median_and_range(values: list[float]) -> str:
@@ -221,7 +226,8 @@ def page(there: list[str], written: dict[str, str]) -> list[str]:
         "alone; before c229c1b, of a head that learned from nothing, with windows as they come. Before 72c0907",
         "intervals are over the card's groups, not as duplicates join them. Where a section says that validation",
         "accuracy chooses a number of unfrozen blocks, it is that of all folds together, of crops that test in other",
-        "folds; later runs choose in each fold by its own.",
+        "folds; later runs, and README.md's rows of blockwise-brain-224, -full and -mobilenet, choose in each fold by",
+        "its own.",
         "",
     ]
     for name in (*EXPERIMENTS, *MEANS):
@@ -350,7 +356,7 @@ def pipeline_page(name: str) -> list[str]:
             f"{interval(operating['recall'])} at {interval(operating['false_positives_per_frame'])} false positives a "
             "frame.",
         ]
-    return lines + dense_table(read_or_empty(DENSE).get(name, {})) + explanation(explained)
+    return lines + dense_table(of_this_run(DENSE, name)) + explanation(explained)
 
 
 def dense_table(ways: dict) -> list[str]:
