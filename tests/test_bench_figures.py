@@ -44,6 +44,7 @@ def test_the_page_says_the_calibration_error_before_and_after_scaling(monkeypatc
     evaluated |= {"validation": {"finetune": {"accuracy": {"value": 0.95, "low": 0.9, "high": 0.99}}}}
     metrics = {"evaluate": evaluated | {"finetune": model}}
     monkeypatch.setattr(figures, "metrics_of", lambda name, stage: metrics.get(stage, {}))
+    monkeypatch.setattr(figures, "commit_of", lambda name: "0123456")
     said = "Calibration error, finetune: 0.050 [0.040, 0.060] at temperature 1, 0.020 [0.010, 0.030] after scaling."
     page = figures.pipeline_page("kvasir-group")
     assert said in page
@@ -76,6 +77,16 @@ def test_the_cold_seconds_of_an_experiment_that_was_run_anew_are_not_shown(tmp_p
     assert shown() == "48.2 (47.3 to 53.5)"
     monkeypatch.setattr(figures, "commit_of", lambda name: "def5678")
     assert shown() == "not timed"
+
+
+def test_what_was_measured_of_an_earlier_run_does_not_count(monkeypatch, tmp_path):
+    monkeypatch.setattr(figures, "commit_of", lambda name: "0123456")
+    path = tmp_path / "cold.json"
+    assert figures.of_this_run(path, "cvc-random") == {}
+    kept = {"commit": "0123456", "seconds": [1.0]}
+    path.write_text(json.dumps({"cvc-random": kept, "cvc-group": kept | {"commit": "6543210"}, "old": {"seconds": []}}))
+    assert figures.of_this_run(path, "cvc-random") == kept
+    assert figures.of_this_run(path, "cvc-group") == figures.of_this_run(path, "old") == {}
 
 
 def test_another_network_takes_its_weights_from_beside_the_given_file():
