@@ -13,7 +13,7 @@ from lesionlab.data.crops import Box
 from lesionlab.detection.boxes import suppress
 from lesionlab.detection.dense import FRAMES_TOGETHER, DenseBackbone
 from lesionlab.detection.head import build_head
-from lesionlab.detection.looks import Look, LookAt, Looks, look_at_each
+from lesionlab.detection.looks import Look, LookAt, Looks, Seen, look_at_each
 from lesionlab.detection.windows import cut_windows
 from lesionlab.errors import InputError
 from lesionlab.files import file_digest, read_json, whole_folder, write_json
@@ -59,15 +59,14 @@ class Detector:
 
     def windows(
         self, frames: Sequence[tuple[str, Path]], seen: Looks | None = None
-    ) -> Iterator[tuple[np.ndarray, np.ndarray, np.ndarray]]:
-        """Of each frame (its name and file), in order: pixels, all windows (n, 4), and scores (n,) in [0, 1].
+    ) -> Iterator[tuple[Seen, np.ndarray, np.ndarray]]:
+        """Of each frame (its name and file), in order: the frame, all windows (n, 4), and scores (n,) in [0, 1].
 
-        Pixels are (height, width, 3) uint8 RGB, windows x, y, width, height in pixels. seen: frames that were looked
-        at before.
+        Windows are x, y, width, height in pixels. seen: frames that were looked at before.
         """
-        for pixels, looks in look_at_each(frames, self.look, self.settings.window_sizes, self.together, seen):
-            boxes, shown = zip(*looks, strict=True)
-            yield pixels, np.concatenate(boxes), np.concatenate([self.judge(part) for part in shown])
+        for frame in look_at_each(frames, self.look, self.settings.window_sizes, self.together, seen):
+            boxes, shown = zip(*frame.looks, strict=True)
+            yield frame, np.concatenate(boxes), np.concatenate([self.judge(part) for part in shown])
 
     def suppressed(self, windows: np.ndarray, scores: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
         """Boxes (n, 4) that are left of all windows, and scores (n,), best first."""

@@ -127,14 +127,14 @@ def find_lesions(detector: Detector, threshold: float, pictures: list[Path], out
         (folder / "heatmaps").mkdir()
         looked = detector.windows([(path.name, path) for path in pictures])
         bar = progress(looked, desc="detect", unit="frame", total=len(pictures))
-        for path, (pixels, windows, scores) in zip(pictures, bar, strict=True):
-            heat = heat_map(windows, scores, pixels.shape[:2])
+        for path, (seen, windows, scores) in zip(pictures, bar, strict=True):
+            heat = heat_map(windows, scores, seen.shape)
             table = boxes_table(path.name, *detector.suppressed(windows, scores))
             table = table[table["score"] >= threshold]
             tables.append(table)
             Image.fromarray((heat * 255).round().astype("uint8")).save(folder / "heatmaps" / f"{path.stem}.png")
             title = f"{path.name}: {len(table)} box(es) at {threshold:.2f} or more"
-            draw_overlay(folder / "overlays" / f"{path.stem}.png", pixels, heat, table, None, title)
+            draw_overlay(folder / "overlays" / f"{path.stem}.png", seen.pixels, heat, table, None, title)
         result = pd.concat(tables, ignore_index=True)
         write_table(folder / "detections.csv", result)
     print(f"{len(result)} boxes on {len(pictures)} frames (threshold {threshold:.3f}): {out}")

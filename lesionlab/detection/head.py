@@ -139,14 +139,14 @@ def draw_windows(
         FRAMES_TOGETHER,
     )
     bar = progress(looked, desc="detect, windows to learn from", unit="frame", total=len(frames))
-    for number, (frame, (pixels, parts)) in enumerate(zip(frames, bar, strict=True)):
-        mask = read_mask(frame.mask, params.crop.mask_threshold, pixels.shape[1::-1], frame.image)
+    for number, (frame, at_frame) in enumerate(zip(frames, bar, strict=True)):
+        mask = read_mask(frame.mask, params.crop.mask_threshold, at_frame.shape[::-1], frame.image)
         lesions, _ = lesion_boxes(mask, params.crop.min_lesion_area)
-        seen.keep(frame.name, parts)
-        found = found_lesion(np.concatenate([boxes for boxes, _ in parts]), lesions, mask)
+        seen.keep(frame.name, at_frame)
+        found = found_lesion(np.concatenate([boxes for boxes, _ in at_frame.looks]), lesions, mask)
         chosen = choose_windows(found, most, generator(params.seed, "detect", "windows", frame.name))
         begin, end = end, end + len(chosen)
-        features[begin:end] = np.concatenate([part for _, part in parts])[chosen]
+        features[begin:end] = np.concatenate([part for _, part in at_frame.looks])[chosen]
         labels.append((found[chosen] > 0).astype(int))
         numbers.append(np.full(len(chosen), number))
     return features[:end], np.concatenate(labels), np.concatenate(numbers)

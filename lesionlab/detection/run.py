@@ -225,11 +225,11 @@ def detect_frames(
     tables, listed, lesion_rows, windows = [], [], [], {}
     looked = detector.windows([(frame.name, frame.image) for frame in frames], seen)
     bar = progress(looked, desc=desc, unit="frame", total=len(frames))
-    for frame, (pixels, *scored) in zip(frames, bar, strict=True):
+    for frame, (at_frame, *scored) in zip(frames, bar, strict=True):
         windows[frame.name] = tuple(scored)
         boxes, scores = detector.suppressed(*scored)
         group = frame.group or frame.name
-        mask = read_mask(frame.mask, params.crop.mask_threshold, pixels.shape[1::-1], frame.image)
+        mask = read_mask(frame.mask, params.crop.mask_threshold, at_frame.shape[::-1], frame.image)
         lesions, components = lesion_boxes(mask, params.crop.min_lesion_area)
         nearest, overlap = nearest_lesion(boxes, np.array(components, dtype=float).reshape(-1, 4))
         count = len(components)
