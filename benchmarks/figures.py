@@ -264,7 +264,7 @@ def mean_section(name: str) -> list[str]:
         values = [mean_sd(folds) for _, folds in cells.groupby("networks", sort=False)[figure]]
         shown[figure.replace("_", " ")] = values
     best = chosen(cells, mean.declared)
-    how = "Declared before they ran:" if mean.declared else "Validation accuracy chooses"
+    how = "Declared beforehand:" if mean.declared else "Validation accuracy chooses"
     return [
         f"## {name}: {mean.title}",
         "",

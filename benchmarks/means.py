@@ -34,7 +34,7 @@ def figures_of_means(members: dict[str, list[Predictions]]) -> pd.DataFrame:
 def chosen(cells: pd.DataFrame, declared: bool = False) -> pd.DataFrame:
     """The folds of the row of highest mean validation accuracy, of equal ones the one of fewest networks.
 
-    declared: those of the mean of all networks, which was named before they ran.
+    declared: those of the mean of all networks, which was named before its figures were known.
     """
     if declared:
         return cells[cells["networks"] == cells["networks"].iloc[-1]]
