@@ -51,8 +51,8 @@ COLD_RUNS = 5
 BEGIN, END = "<!-- figures: python -m benchmarks.figures -->", "<!-- end of figures -->"
 MODELS = ("baseline", "transfer", "finetune")
 WEIGHT_FILES = {  # what the pages' figures were measured with, by SHA-256
-    "mobilenetv2_1.0.weights.h5": "9c1b81fdf493faeed07f249980bb7ab949d6662deba6d36234991525df6fc449,",
-    "mobilenet_1.0.weights.h5": "05087685359a7cdc778f8f480c0c56932ebb3e48ac67f4228bb168d1d9fb86cf.",
+    "mobilenetv2_1.0.weights.h5": "9c1b81fdf493faeed07f249980bb7ab949d6662deba6d36234991525df6fc449",
+    "mobilenet_1.0.weights.h5": "05087685359a7cdc778f8f480c0c56932ebb3e48ac67f4228bb168d1d9fb86cf",
 }
 
 
@@ -220,14 +220,14 @@ def page(there: list[str], written: dict[str, str]) -> list[str]:
         "its top, those of other networks beside it. Neither is passed on: README.md says how the copies differ from",
         "the releases. The weights were de-quantised from releases of 8 bits, so that those which `weights: imagenet`",
         "downloads give other figures; their SHA-256 are",
-        *(f"`{file}` {digest}" for file, digest in WEIGHT_FILES.items()),
+        ",\n".join(f"`{file}` {digest}" for file, digest in WEIGHT_FILES.items()) + ".",
         "Where no commit is named, and on those before 70b2c72, detections are of the classifier's own head on the",
         "map, with its best windows classified again from 9cdc9c0 on; before 1d3478d, of a head on the last map",
         "alone; before c229c1b, of a head that learned from nothing, with windows as they come. Before 72c0907",
         "intervals are over the card's groups, not as duplicates join them. Where a section says that validation",
         "accuracy chooses a number of unfrozen blocks, it is that of all folds together, of crops that test in other",
-        "folds; later runs, and README.md's rows of blockwise-brain-224, -full and -mobilenet, choose in each fold by",
-        "its own.",
+        "folds; later runs, and README.md's rows of blockwise-brain-224 and -mobilenet, choose in each fold by its",
+        "own.",
         "",
     ]
     for name in (*EXPERIMENTS, *MEANS):
