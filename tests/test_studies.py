@@ -25,7 +25,7 @@ from lesionlab.params import Overlay, Params, read_params, read_yaml
 from lesionlab.pictures import MODEL_COLOURS, OTHER_COLOUR, SERIES_COLOURS
 from lesionlab.studies import blockwise, ensemble, external, leakage, variants
 from lesionlab.studies.figures import GAIN, cell_intervals, cell_points
-from lesionlab.studies.predictions import mean_of, read_predictions, write_predictions
+from lesionlab.studies.predictions import mean_of, point_metrics, read_predictions, write_predictions
 from lesionlab.studies.tables import Paths, markdown_table, mean_sd, write_summary
 
 MODULES = {"blockwise": blockwise, "ensemble": ensemble, "external": external, "leakage": leakage, "variants": variants}
@@ -375,8 +375,10 @@ def test_external_figures_have_a_gain_over_a_random_order_and_no_drop_of_it(path
 
 def test_an_ensemble_of_equal_members_gains_nothing(paths, params):
     for seed in (1, 2):
-        place(paths, f"finetune_{seed}", noisy(7, 0.3), seed=seed)
-    table, text, headline = written(paths, ensemble.summarise(ensemble.Study(seeds=[1, 2], set={}), params, paths))
+        place(paths, f"finetune_{seed}-0", noisy(7, 0.3), seed=seed)
+    table, text, headline = written(
+        paths, ensemble.summarise(ensemble.Study(seeds=[1, 2], folds=[0], set={}), params, paths)
+    )
     gain = table.set_index("model").loc["gain"]
     for name in ensemble.SHOWN:
         assert headline[f"gain_{name}"] == 0
@@ -387,9 +389,9 @@ def test_an_ensemble_of_equal_members_gains_nothing(paths, params):
 def test_an_ensemble_says_of_each_crop_how_its_members_disagree(paths, params):
     said = {seed: noisy(seed, 0.35) for seed in (1, 2)}
     for seed, scores in said.items():
-        place(paths, f"finetune_{seed}", scores)
+        place(paths, f"finetune_{seed}-0", scores)
     paths = replace(paths, crops=paths.table.with_name("predictions_ensemble.csv"))
-    written(paths, ensemble.summarise(ensemble.Study(seeds=[1, 2], set={}), params, paths))
+    written(paths, ensemble.summarise(ensemble.Study(seeds=[1, 2], folds=[0], set={}), params, paths))
     table = pd.read_csv(paths.crops)
     positive = np.stack(list(said.values()))[:, 60:]
     mean = positive.mean(axis=0)
@@ -403,8 +405,8 @@ def test_an_ensemble_says_of_each_crop_how_its_members_disagree(paths, params):
 
 def test_an_ensemble_of_independent_members_gains(paths, params):
     for seed in range(6):
-        place(paths, f"finetune_{seed}", noisy(seed, 0.35), seed=seed)
-    study = ensemble.Study(seeds=list(range(6)), set={})
+        place(paths, f"finetune_{seed}-0", noisy(seed, 0.35), seed=seed)
+    study = ensemble.Study(seeds=list(range(6)), folds=[0], set={})
     table, _, headline = written(paths, ensemble.summarise(study, params, paths))
     table = table.set_index("model")
     assert headline["gain_roc_auc"] > 0.05
@@ -414,6 +416,52 @@ def test_an_ensemble_of_independent_members_gains(paths, params):
         assert table.loc["mean member", name] == pytest.approx(members[name].mean(), rel=1e-4)
         difference = table.loc["ensemble", name] - table.loc["mean member", name]
         assert table.loc["gain", name] == pytest.approx(difference, abs=1e-5)
+
+
+def test_an_ensemble_over_folds_has_their_mean_and_deviation(paths, params):
+    cells = {(seed, fold): f"finetune_{seed}-{fold}" for seed in (1, 2) for fold in (0, 2)}
+    for (seed, fold), name in cells.items():
+        place(paths, name, noisy(10 * seed + fold, 0.35))
+    shift_ids(paths, [cells[seed, 2] for seed in (1, 2)], 1000)
+    paths = replace(paths, crops=paths.table.with_name("predictions_ensemble.csv"))
+    study = ensemble.Study(seeds=[1, 2], folds=[0, 2], set={})
+    table, text, headline = written(paths, ensemble.summarise(study, params, paths))
+    table = table.set_index("model")
+    said = {key: read_predictions(paths.predictions / f"{name}.csv") for key, name in cells.items()}
+    joint = [mean_of([said[1, fold], said[2, fold]]) for fold in (0, 2)]
+    wanted = {
+        "member, seed 1": [point_metrics(said[1, fold].test)["accuracy"] for fold in (0, 2)],
+        "ensemble": [point_metrics(fold.test)["accuracy"] for fold in joint],
+    }
+    for model, values in wanted.items():
+        assert table.loc[model, "accuracy"] == pytest.approx(np.mean(values), abs=1e-5)
+        assert table.loc[model, "accuracy_sd"] == pytest.approx(np.std(values, ddof=1), abs=1e-5)
+    gain = table.loc["ensemble", "roc_auc"] - table.loc["mean member", "roc_auc"]
+    assert headline["gain_roc_auc"] == pytest.approx(gain, abs=1e-5)
+    assert "Mean ± standard deviation of 2 test folds, 120 test crops of 10 groups" in text
+    row = table.loc["gain"]
+    assert f"| gain | {row['accuracy']:+.3f} ± {row['accuracy_sd']:.3f} |" in text
+    crops = pd.read_csv(paths.crops)
+    assert crops["fold"].tolist() == [0] * 60 + [2] * 60
+    assert crops["id"].tolist() == [*range(60, 120), *range(1060, 1120)]
+    positive = np.concatenate([fold.test.probabilities[:, 1] for fold in joint])
+    np.testing.assert_allclose(crops["p_b"], positive, atol=1e-5)
+
+
+def test_folds_that_test_the_same_crops_are_not_called_test_folds(paths, params):
+    for name in ("1-0", "2-0", "1-1", "2-1"):
+        place(paths, f"finetune_{name}", noisy(3, 0.3))
+    study = ensemble.Study(seeds=[1, 2], folds=[0, 1], set={})
+    _, text, _ = written(paths, ensemble.summarise(study, params, paths))
+    assert "of 2 validation folds on 1 test subset" in text
+
+
+def shift_ids(paths: Paths, names: list[str], by: int) -> None:
+    """Let cells speak of other crops than those of the first."""
+    for name in names:
+        path = paths.predictions / f"{name}.csv"
+        table = pd.read_csv(path)
+        table.assign(id=table["id"] + by).to_csv(path, index=False)
 
 
 def test_a_markdown_table():

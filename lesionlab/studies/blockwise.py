@@ -14,7 +14,7 @@ from lesionlab.params import Count, Params, Section
 from lesionlab.pictures import SERIES_COLOURS
 from lesionlab.studies.figures import GAIN, GAIN_NOTE, cell_points
 from lesionlab.studies.predictions import point_metrics, read_predictions
-from lesionlab.studies.tables import Paths, Summary, mean_sd, provenance
+from lesionlab.studies.tables import Paths, Summary, count_tests, mean_sd, provenance
 
 CHOICE = "val_accuracy"  # what chooses the depth
 SHOWN = ("val_accuracy", "accuracy", "balanced_accuracy", "f1", "roc_auc", GAIN)
@@ -37,9 +37,10 @@ def summarise(study: Study, params: Params, paths: Paths) -> Summary:
         shown[name.replace("_", " ")] = [mean_sd(values) for _, values in cells.groupby("blocks")[name]]
     shown["trained parameters"] = [f"{count:,}" for count in table["trained_parameters"]]
     origin = provenance([paths.metrics / f"0-{fold}.json" for fold in study.folds])
+    tests = [read_predictions(paths.predictions / f"0-{fold}.csv") for fold in study.folds]
     depths = ", ".join(map(str, best["blocks"]))
     notes = [
-        f"Mean ± standard deviation of {_folds(paths, study)}; {params.dataset}, {origin}. {GAIN_NOTE}",
+        f"Mean ± standard deviation of {count_tests(tests)}; {params.dataset}, {origin}. {GAIN_NOTE}",
         f"Of each fold its own validation accuracy chooses the number of unfrozen blocks ({depths}): test accuracy "
         f"{mean_sd(best['accuracy'])}. That of all folds together would choose by crops that test in another fold.",
     ]
@@ -68,13 +69,6 @@ def choose_depths(cells: pd.DataFrame) -> pd.DataFrame:
     """
     ordered = cells.sort_values(["fold", "blocks"], ignore_index=True)
     return ordered.loc[ordered.groupby("fold")[CHOICE].idxmax()].reset_index(drop=True)
-
-
-def _folds(paths: Paths, study: Study) -> str:
-    """How many tests there are: with a published test subset folds validate alone."""
-    count = len(study.folds)
-    tests = {tuple(read_predictions(paths.predictions / f"0-{fold}.csv").ids) for fold in study.folds}
-    return f"{count} test folds" if len(tests) == count else f"{count} validation folds on {len(tests)} test subset"
 
 
 def draw(cells: pd.DataFrame, best: pd.DataFrame) -> plt.Figure:

@@ -4,6 +4,7 @@ Source: Lakshminarayanan et al., Simple and Scalable Predictive Uncertainty Esti
 """
 
 from collections.abc import Callable
+from dataclasses import dataclass
 from typing import Annotated, Any
 
 import matplotlib.pyplot as plt
@@ -16,7 +17,7 @@ from lesionlab.evaluation.uncertainty import entropy, mutual_information, risk_c
 from lesionlab.params import Count, Params, Section
 from lesionlab.pictures import SERIES_COLOURS
 from lesionlab.studies.predictions import Predictions, mean_of, read_predictions
-from lesionlab.studies.tables import Paths, Summary, interval, provenance
+from lesionlab.studies.tables import Paths, Summary, count_tests, interval, mean_sd, provenance
 
 SHOWN = ("accuracy", "balanced_accuracy", "precision", "recall", "f1", "roc_auc", "log_loss", "aurc")
 RANKINGS = dict(zip(("entropy", "mutual information"), SERIES_COLOURS, strict=False))
@@ -26,20 +27,60 @@ class Study(Section):
     """studies/ensemble/params.yaml."""
 
     seeds: Annotated[list[Count], Field(min_length=2)]
+    folds: Annotated[list[Count], Field(min_length=1)]
     set: dict[str, Any]
 
 
+@dataclass(frozen=True)
+class Fold:
+    """What the members said of one fold's crops, in the order of the study's seeds, and their mean."""
+
+    number: int
+    members: list[Predictions]
+    joint: Predictions
+
+
 def summarise(study: Study, params: Params, paths: Paths) -> Summary:
-    """A row a member, their mean figures, the ensemble's, and the gain: ensemble less mean member, paired."""
-    sensitivity, files = params.training.sensitivity, [f"finetune_{seed}.csv" for seed in study.seeds]
-    members = [read_predictions(paths.predictions / file, sensitivity=sensitivity) for file in files]
-    joint = mean_of(members, sensitivity)
-    how = {"groups": joint.test.groups, "resamples": params.evaluate.resamples, "seed": params.seed}
-    alone = [resample(_figures(member.test), **how) for member in members]
-    mean = resample(_mean_of_figures([_figures(member.test) for member in members]), **how)
-    together = resample(_figures(joint.test), **how)
-    named = {f"member, seed {seed}": figures for seed, figures in zip(study.seeds, alone, strict=True)}
-    named |= {"mean member": mean, "ensemble": together, "gain": together.minus(mean)}
+    """A row a member, their mean figures, the ensemble's, and the gain: ensemble less mean member, paired.
+
+    One fold: with intervals. Several: mean and standard deviation over them.
+    """
+    folds = [_fold(paths, number, study.seeds, params) for number in study.folds]
+    table, shown = _one_fold(folds[0], study.seeds, params) if len(folds) == 1 else _over_folds(folds, study.seeds)
+    origin = provenance([paths.metrics / f"finetune_{seed}-{n}.json" for seed in study.seeds for n in study.folds])
+    groups = np.unique(np.concatenate([fold.joint.test.groups for fold in folds]))
+    crops = f"{sum(len(fold.joint.ids) for fold in folds)} test crops of {len(groups)} groups"
+    spread = (
+        f"{crops}, [95 % interval, bootstrap over groups, the same draws for all rows]"
+        if len(folds) == 1
+        else f"Mean ± standard deviation of {count_tests([fold.joint for fold in folds])}, {crops}"
+    )
+    information = np.concatenate([_information(fold) for fold in folds])
+    wrong = np.concatenate([fold.joint.test.wrong for fold in folds])
+    notes = [
+        f"{spread}; {params.dataset}, {origin}. aurc: area under the risk-coverage curve of the entropy, lower is "
+        "better; a random order gives the error rate. Gain is ensemble less mean member.",
+        f"Mutual information of the members: {_mean(information[wrong])} nats where the ensemble is wrong, "
+        f"{_mean(information[~wrong])} where it is right.",
+    ]
+    gain = table.set_index("model").loc["gain"]
+    headline = {f"gain_{name}": float(gain[name]) for name in SHOWN}
+    title, said = f"Ensemble of {len(study.seeds)}", crops_table(folds)
+    return Summary(title, table, shown, notes, draw(wrong, said["entropy"].to_numpy(), information), headline, said)
+
+
+def _fold(paths: Paths, number: int, seeds: list[int], params: Params) -> Fold:
+    sensitivity = params.training.sensitivity
+    files = [paths.predictions / f"finetune_{seed}-{number}.csv" for seed in seeds]
+    members = [read_predictions(file, sensitivity=sensitivity) for file in files]
+    return Fold(number, members, mean_of(members, sensitivity))
+
+
+def _one_fold(fold: Fold, seeds: list[int], params: Params) -> tuple[pd.DataFrame, pd.DataFrame]:
+    """Each row's figures with the ends of their intervals, and the same as texts."""
+    how = {"groups": fold.joint.test.groups, "resamples": params.evaluate.resamples, "seed": params.seed}
+    named = {name: resample(figures, **how) for name, figures in _rows(fold, seeds).items()}
+    named["gain"] = named["ensemble"].minus(named["mean member"])
     rows = []
     for name, figures in named.items():
         row: dict[str, Any] = {"model": name}
@@ -53,37 +94,62 @@ def summarise(study: Study, params: Params, paths: Paths) -> Summary:
         shown[name.replace("_", " ")] = [
             interval(row, name, signed=row["model"] == "gain") for _, row in table.iterrows()
         ]
-    origin = provenance([paths.metrics / f"finetune_{seed}.json" for seed in study.seeds])
-    information = mutual_information(np.stack([member.test.probabilities for member in members]))
-    wrong = joint.test.wrong
-    notes = [
-        f"{len(joint.ids)} test crops of {len(np.unique(joint.test.groups))} groups, [95 % interval, bootstrap over "
-        f"groups, the same draws for all rows]; {params.dataset}, {origin}. aurc: area under the risk-coverage curve "
-        "of the entropy, lower is better; a random order gives the error rate. Gain is ensemble less mean member.",
-        f"Mutual information of the members: {_mean(information[wrong])} nats where the ensemble is wrong, "
-        f"{_mean(information[~wrong])} where it is right.",
-    ]
-    gain = table.set_index("model").loc["gain"]
-    headline = {f"gain_{name}": float(gain[name]) for name in SHOWN}
-    title, figure = f"Ensemble of {len(members)}", draw(joint, information)
-    return Summary(title, table, shown, notes, figure, headline, crops_table(joint, information))
+    return table, shown
 
 
-def crops_table(joint: Predictions, information: np.ndarray) -> pd.DataFrame:
-    """A row a test crop: id, label, predicted, p_<class>, entropy of the mean, mutual_information of the members."""
-    scores, names = joint.test, np.array(joint.classes)
-    table = pd.DataFrame({"id": joint.ids, "label": names[scores.labels], "predicted": names[scores.predicted]})
-    probabilities = {f"p_{name}": scores.probabilities[:, number] for number, name in enumerate(joint.classes)}
-    return table.assign(**probabilities, entropy=entropy(scores.probabilities), mutual_information=information)
+def _over_folds(folds: list[Fold], seeds: list[int]) -> tuple[pd.DataFrame, pd.DataFrame]:
+    """Each row's mean figures and their standard deviations (n - 1) over folds, and the same as texts."""
+    rows, texts = [], []
+    cells: dict[str, list[dict[str, float]]] = {}
+    for fold in folds:
+        every_crop_once = np.ones((1, len(fold.joint.ids)))
+        for name, figures in _rows(fold, seeds).items():
+            cells.setdefault(name, []).append({key: float(value[0]) for key, value in figures(every_crop_once).items()})
+    tables = {name: pd.DataFrame(values) for name, values in cells.items()}
+    tables["gain"] = tables["ensemble"] - tables["mean member"]
+    for model, values in tables.items():
+        figures = {name: values[name].mean() for name in SHOWN}
+        rows.append({"model": model} | figures | {f"{name}_sd": values[name].std() for name in SHOWN})
+        shown = {name.replace("_", " "): mean_sd(values[name], signed=model == "gain") for name in SHOWN}
+        texts.append({"model": model} | shown)
+    return pd.DataFrame(rows), pd.DataFrame(texts)
 
 
-def draw(joint: Predictions, information: np.ndarray) -> plt.Figure:
-    """Error of the ensemble among the crops that are kept when the least sure ones are handed to a person."""
-    wrong = joint.test.wrong
+def _rows(fold: Fold, seeds: list[int]) -> dict[str, Callable[[np.ndarray], dict[str, np.ndarray]]]:
+    """Of each row but the gain a function of the fold's crop weights."""
+    members = [_figures(member.test) for member in fold.members]
+    named = {f"member, seed {seed}": figures for seed, figures in zip(seeds, members, strict=True)}
+    return named | {"mean member": _mean_of_figures(members), "ensemble": _figures(fold.joint.test)}
+
+
+def _information(fold: Fold) -> np.ndarray:
+    return mutual_information(np.stack([member.test.probabilities for member in fold.members]))
+
+
+def crops_table(folds: list[Fold]) -> pd.DataFrame:
+    """A row a test crop and fold.
+
+    fold, id, label, predicted, p_<class>, entropy of the mean, mutual_information of the members.
+    """
+    tables = []
+    for fold in folds:
+        scores, names = fold.joint.test, np.array(fold.joint.classes)
+        table = pd.DataFrame({"fold": fold.number, "id": fold.joint.ids, "label": names[scores.labels]})
+        table["predicted"] = names[scores.predicted]
+        for number, name in enumerate(names):
+            table[f"p_{name}"] = scores.probabilities[:, number]
+        tables.append(table.assign(entropy=entropy(scores.probabilities), mutual_information=_information(fold)))
+    return pd.concat(tables, ignore_index=True)
+
+
+def draw(wrong: np.ndarray, uncertainty: np.ndarray, information: np.ndarray) -> plt.Figure:
+    """Error of the ensemble among the crops that are kept when the least sure ones are handed to a person.
+
+    Of each test crop: whether the ensemble is wrong, the entropy of the mean, the members' mutual information.
+    """
     figure, axis = plt.subplots(figsize=(6, 4))
-    uncertainties = (entropy(joint.test.probabilities), information)
-    for (name, colour), uncertainty in zip(RANKINGS.items(), uncertainties, strict=True):
-        curve = risk_coverage(wrong, uncertainty)
+    for (name, colour), ranking in zip(RANKINGS.items(), (uncertainty, information), strict=True):
+        curve = risk_coverage(wrong, ranking)
         axis.plot(curve["coverage"], curve["risk"], color=colour, label=f"by {name}", linewidth=1.8)
     axis.axhline(wrong.mean(), color="#999999", linestyle=":", label="random order")
     axis.set(xlabel="coverage (share of test crops kept)", ylabel="error among them", xlim=(0, 1.01), ylim=(0, None))

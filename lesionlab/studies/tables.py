@@ -9,6 +9,7 @@ import pandas as pd
 from lesionlab.evaluation.table import kept_apart
 from lesionlab.files import read_json, whole_file, write_json, write_table
 from lesionlab.pictures import save_figure
+from lesionlab.studies.predictions import Predictions
 
 
 @dataclass(frozen=True)
@@ -64,9 +65,17 @@ def markdown_table(table: pd.DataFrame) -> list[str]:
     return [f"| {' | '.join(row)} |" for row in rows]
 
 
-def mean_sd(values: pd.Series) -> str:
-    """`0.948 ± 0.011`: mean and standard deviation (n - 1) of folds; one fold has no deviation."""
-    return f"{values.mean():.3f}" + (f" ± {values.std():.3f}" if len(values) > 1 else "")
+def mean_sd(values: pd.Series, *, signed: bool = False) -> str:
+    """`0.948 ± 0.011`: mean and standard deviation (n - 1) of folds; one fold has no deviation. Signed: differences."""
+    return f"{values.mean():{'+' if signed else ''}.3f}" + (f" ± {values.std():.3f}" if len(values) > 1 else "")
+
+
+def count_tests(folds: list[Predictions]) -> str:
+    """How many tests folds are: with a published test subset they differ in validation alone."""
+    tests = len({tuple(fold.ids) for fold in folds})
+    if len(folds) == 1:
+        return "1 test fold"
+    return f"{tests} test folds" if tests == len(folds) else f"{len(folds)} validation folds on {tests} test subset"
 
 
 def interval(row: pd.Series, name: str, *, signed: bool = False) -> str:
