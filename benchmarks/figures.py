@@ -35,7 +35,7 @@ from typer import Option
 
 from benchmarks.experiments import EXPERIMENTS, MEANS
 from benchmarks.means import TEST_FIGURES, chosen, figures_of_means
-from lesionlab.data.cards import read_card
+from lesionlab.data.cards import grouped_by, read_card
 from lesionlab.errors import InputError
 from lesionlab.evaluation.table import interval, kept_apart
 from lesionlab.files import read_json, whole_file, write_json
@@ -399,7 +399,7 @@ def table_of(name: str) -> pd.DataFrame:
 def protocol(metrics: dict, dataset: str) -> str:
     """Protocol, whether groups are kept apart, seed."""
     # What the card says, for experiments before the key was there.
-    apart = kept_apart({"grouped_by": read_card(dataset).grouped_by} | metrics)
+    apart = kept_apart({"grouped_by": grouped_by(read_card(dataset).readings[0].rule)} | metrics)
     return f"Protocol {metrics['protocol']} ({apart}), seed {metrics['seed']}"
 
 

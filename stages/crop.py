@@ -5,6 +5,7 @@ writes  data/crops/images.npy  (n, size, size, 3) uint8 RGB
         data/crops/index.csv   id, label, group, frame, x, y, width, height, official, hash,
                                frame_digest, and what the card's layout.columns names
         data/crops/thumbnails.npy  (frames, 16, 16) uint8 grey, in the order of index.csv
+        data/crops/reading.json  which of the card's layouts the files fit, and what their groups go by
         metrics/crop.json      counts, and the broken images that were left out
         pictures/crops.png       contact sheet
 params  dataset, seed, crop, model.image_size
@@ -21,7 +22,7 @@ from lesionlab.stage import run
 
 def main(
     raw: Annotated[Path, Option(help="folder that the download stage filled")],
-    crops: Annotated[Path, Option(help="folder to write images.npy, index.csv and thumbnails.npy to")],
+    crops: Annotated[Path, Option(help="folder to write the files above to")],
     metrics: Annotated[Path, Option(help="JSON file to write")],
     sheet: Annotated[Path, Option(help="PNG file to write")],
 ) -> None:

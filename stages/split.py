@@ -23,10 +23,10 @@ def main(
     metrics: Annotated[Path, Option(help="JSON file to write")],
     training: Annotated[Path | None, Option(help="crops of the data set that trains, for protocol external")] = None,
 ) -> None:
-    from lesionlab.data.cards import read_card, resolve_split
+    from lesionlab.data.cards import grouped_by, read_card, resolve_split
     from lesionlab.data.splits import assign_folds, crop_digests, describe_external, describe_split, external_split
     from lesionlab.data.thumbnails import by_subset, describe_likeness, likeness
-    from lesionlab.files import read_images, read_index, read_thumbnails, write_json, write_table
+    from lesionlab.files import read_images, read_index, read_json, read_thumbnails, write_json, write_table
 
     params = read_params()
     if (params.split.protocol == "external") != (training is not None):
@@ -35,12 +35,12 @@ def main(
         )
     card = read_card(params.dataset)
     settings = resolve_split(params.split, card)
-    index = read_index(crops)
+    index, rule = read_index(crops), read_json(crops / "reading.json")["groups"]
     images, thumbnails = read_images(crops), read_thumbnails(crops, index)
     index = index.assign(digest=crop_digests(images))
     if training is None:
         table = assign_folds(index, settings, params.seed)
-        description = describe_split(index, table, settings, grouped=card.group_disjoint, seed=params.seed)
+        description = describe_split(index, table, settings, grouped=rule != "none", seed=params.seed)
         thumbnails = by_subset(index, table["subset"], thumbnails)
     else:
         trained, size = read_index(training), read_images(training).shape[1]
@@ -51,7 +51,7 @@ def main(
         description = describe_external(index, table, trained, settings, datasets=datasets, seed=params.seed)
         thumbnails = by_subset(index, table["subset"], thumbnails) | {"train": read_thumbnails(training, trained)}
     description["proof"] |= describe_likeness(thumbnails)
-    description["grouped_by"] = card.grouped_by
+    description["grouped_by"] = grouped_by(rule)
     write_table(split, table)
     write_json(metrics, description)
     sizes = ", ".join(f"{part['crops']} {name}" for name, part in description["subsets"].items())

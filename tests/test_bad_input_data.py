@@ -49,7 +49,7 @@ def present() -> set[str]:
     return {name for name in found if not name.startswith(inputs)}
 
 
-CROPS = {f"data/crops/{name}" for name in ("images.npy", "index.csv", "thumbnails.npy")}
+CROPS = {f"data/crops/{name}" for name in ("images.npy", "index.csv", "thumbnails.npy", "reading.json")}
 CROP_OUTPUTS = CROPS | {"metrics/crop.json", "pictures/crops.png"}
 IMAGE = Path("data/raw/images/s003_f01.png")
 MASK = Path("data/raw/masks/s003_f01.png")

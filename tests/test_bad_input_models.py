@@ -161,7 +161,10 @@ def test_crops_of_another_size_than_the_model(project):
     crops = np.load(project / "data" / "crops" / "images.npy")
     np.save(project / "data" / "crops" / "images.npy", np.repeat(np.repeat(crops, 2, axis=1), 2, axis=2))
     line = refusal(project, "finetune", "--start", "models/transfer")
-    assert line == "error: data/crops: crops are 64 px, the network takes 32; run dvc repro"
+    assert line == (
+        "error: data/crops: crops are 64 px, the network takes 32; run dvc repro (cells of a study share its crops, so "
+        "there set.model.image_size alone counts)"
+    )
 
 
 def test_a_changed_transfer_model(project):

@@ -19,6 +19,7 @@ from lesionlab.data.cards import (
     RecommendedSplit,
     Source,
     Table,
+    grouped_by,
     read_card,
     resolve_augmentation,
     resolve_split,
@@ -105,14 +106,6 @@ def test_cvc_clinicdb_has_29_sequences_of_612_frames_without_gap_or_overlap(monk
     numbers = [number for first, last, _ in ranges for number in range(first, last + 1)]
     assert numbers == list(range(1, 613))
     assert [group for _, _, group in ranges] == list(range(1, 30))
-
-
-@pytest.mark.parametrize(
-    ("groups", "disjoint"),
-    [("none", False), ("near-duplicates", True), ({"column": "sequence"}, True)],
-)
-def test_only_the_rule_none_gives_up_on_group_disjoint_splits(groups, disjoint):
-    assert Card.model_validate(CARD | {"groups": groups}).group_disjoint is disjoint
 
 
 @pytest.mark.parametrize(
@@ -336,10 +329,17 @@ def test_films_and_slices_stay_upright(dataset, monkeypatch):
 
 @pytest.mark.parametrize(
     ("groups", "expected"),
-    [("none", "near-duplicates"), ("near-duplicates", "near-duplicates"), ({"column": "sequence"}, "card")],
+    [
+        ("none", "near-duplicates"),
+        ("near-duplicates", "near-duplicates"),
+        ({"column": "sequence"}, "card"),
+        ({"pattern": r"person\d+"}, "card"),
+        ({"runs": ["sequence"]}, "runs"),
+    ],
 )
-def test_a_card_says_whether_it_knows_who_belongs_together(groups, expected):
-    assert Card.model_validate(CARD | {"groups": groups}).grouped_by == expected
+def test_a_reading_says_whether_it_knows_who_belongs_together(groups, expected):
+    (reading,) = Card.model_validate(CARD | {"groups": groups}).readings
+    assert grouped_by(reading.rule) == expected
 
 
 def test_a_test_fold_beyond_the_cards_folds_is_named():

@@ -154,7 +154,7 @@ def test_every_promised_file_is_there(project):
         kinds = ("roc", "pr", "confusion", "reliability", "reliability_unscaled", "risk_coverage", "predictions")
         assert {f"plots/evaluate/{kind}_{name}.csv" for kind in kinds} <= files
         assert f"pictures/evaluate/worst_{name}.png" in files
-    assert {f"data/crops/{name}" for name in ("images.npy", "index.csv", "thumbnails.npy")} <= files
+    assert {f"data/crops/{name}" for name in ("images.npy", "index.csv", "thumbnails.npy", "reading.json")} <= files
     assert {"data/split.csv", "pictures/crops.png"} <= files
     drawn = ("roc", "pr", "confusion", "calibration", "risk_coverage", "subgroups_lesion_size")
     assert {f"pictures/evaluate/{name}.png" for name in drawn} <= files

@@ -149,6 +149,14 @@ def noisy(seed: int, spread: float, count: int = 60) -> np.ndarray:
     return np.clip(drawn, 0.01, 0.99)
 
 
+def shift_ids(paths: Paths, names: list[str], by: int) -> None:
+    """Let cells speak of other crops than those of the first."""
+    for name in names:
+        path = paths.predictions / f"{name}.csv"
+        table = pd.read_csv(path)
+        table.assign(id=table["id"] + by).to_csv(path, index=False)
+
+
 def place(paths: Paths, name: str, scores: np.ndarray, **trained: object) -> None:
     cell(paths.predictions, scores)
     (paths.predictions / "predictions.csv").rename(paths.predictions / f"{name}.csv")
@@ -243,6 +251,29 @@ def test_blockwise_chooses_the_depth_on_validation_alone(paths, params):
     assert "1,234" in text
     assert "protocol group (group-disjoint), seed 1" in text
     assert "2 validation folds on 1 test subset" in text  # the crops of both folds have the same ids
+    assert "another fold" not in text
+    shift_ids(paths, ["0-1", "1-1"], 1000)
+    _, text, _ = written(paths, blockwise.summarise(study, params, paths))
+    assert "Mean ± standard deviation of 2 test folds" in text
+    assert "That of all folds together would choose by crops that test in another fold." in text
+
+
+def test_blockwise_of_one_fold_has_intervals(paths, params):
+    for blocks in (0, 1):
+        place(paths, f"{blocks}-0", noisy(blocks, 0.3))
+    study = blockwise.Study(folds=[0], blocks=[1], set={})
+    table, text, headline = written(paths, blockwise.summarise(study, params, paths))
+    for _, row in table.iterrows():
+        said = read_predictions(paths.predictions / f"{row['blocks']:.0f}-0.csv")
+        for prefix, scores in (("val_", said.val), ("", said.test)):
+            expected = cell_intervals(scores, params.evaluate.resamples, params.seed).loc["accuracy"]
+            found = [row[f"{prefix}accuracy_{end}"] for end in ("mean", "low", "high")]
+            assert found == pytest.approx(expected[["value", "low", "high"]].tolist(), abs=1e-5)
+            assert f"{found[0]:.3f} [{found[1]:.3f}, {found[2]:.3f}]" in text
+    assert "60 test crops of 10 groups, [95 % interval, bootstrap over groups]" in text
+    assert f"Validation accuracy chooses {headline['blocks']} unfrozen blocks: test accuracy" in text
+    assert "another fold" not in text
+    assert "±" not in text
 
 
 def test_aggregates_are_mean_and_sample_deviation():
@@ -264,12 +295,13 @@ def test_each_fold_chooses_its_depth_and_of_equal_ones_the_least_deep():
 
 @pytest.mark.parametrize("folds", [[0], [0, 1]])
 def test_the_leak_is_random_less_group(paths, params, folds):
-    right = np.where(labels(), 0.9, 0.1)
+    right, names = np.where(labels(), 0.9, 0.1), []
     for fold in folds:
         for protocol, shuffled in (("random", "false"), ("random", "true"), ("group", "false"), ("group", "true")):
             scores = right if protocol == "random" else noisy(fold, 0.4)
             proof = {"protocol": protocol, "labels": "shuffled" if shuffled == "true" else "true"}
-            place(paths, f"0-{protocol}-{shuffled}-{fold}", scores, **proof)
+            names.append(f"0-{protocol}-{shuffled}-{fold}")
+            place(paths, names[-1], scores, **proof)
     study = leakage.Study(protocols=["random", "group"], shuffle=["false", "true"], folds=folds, blocks=[], set={})
     table, text, headline = written(paths, leakage.summarise(study, params, paths))
     table = table.set_index(["protocol", "labels"])
@@ -296,7 +328,13 @@ def test_the_leak_is_random_less_group(paths, params, folds):
         assert row["accuracy_sd"] > 0
         assert leaked["accuracy_sd"] == pytest.approx(row["accuracy_sd"], abs=1e-5)  # random: 1 in each fold
         assert leaked[["accuracy_low", "accuracy_high"]].isna().all()
-        assert "mean ± standard deviation of 2 test folds" in text
+        assert "mean ± standard deviation of 2 validation folds on 1 test subset;" in text
+        shift_ids(paths, [name for name in names if name.startswith("0-random") and name.endswith("-1")], 1000)
+        _, text, _ = written(paths, leakage.summarise(study, params, paths))
+        assert "of 2 test folds (random) and 2 validation folds on 1 test subset (group);" in text
+        shift_ids(paths, [name for name in names if name.startswith("0-group") and name.endswith("-1")], 1000)
+        _, text, _ = written(paths, leakage.summarise(study, params, paths))
+        assert "mean ± standard deviation of 2 test folds;" in text
     assert "Chance is a balanced accuracy of 0.500." in text
     assert table.loc[("random", "true"), "aurc_gain"] == 0
     cells = [read_predictions(paths.predictions / f"0-group-false-{fold}.csv").test for fold in folds]
@@ -454,14 +492,6 @@ def test_folds_that_test_the_same_crops_are_not_called_test_folds(paths, params)
     study = ensemble.Study(seeds=[1, 2], folds=[0, 1], set={})
     _, text, _ = written(paths, ensemble.summarise(study, params, paths))
     assert "of 2 validation folds on 1 test subset" in text
-
-
-def shift_ids(paths: Paths, names: list[str], by: int) -> None:
-    """Let cells speak of other crops than those of the first."""
-    for name in names:
-        path = paths.predictions / f"{name}.csv"
-        table = pd.read_csv(path)
-        table.assign(id=table["id"] + by).to_csv(path, index=False)
 
 
 def test_a_markdown_table():

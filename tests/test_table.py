@@ -46,7 +46,8 @@ def test_every_model_difference_and_warning_is_a_line():
     assert len(lines) == 6
     assert evaluation_table(metrics(warning="too near"))[6] == "warning: too near"
     assert "NOT group-disjoint" in evaluation_table(metrics(group_disjoint=False))[0]
-    assert "patients unknown" in evaluation_table(metrics(grouped_by="near-duplicates"))[0]
+    assert "near-duplicates apart, patients unknown" in evaluation_table(metrics(grouped_by="near-duplicates"))[0]
+    assert "runs of like images apart, patients unknown" in evaluation_table(metrics(grouped_by="runs"))[0]
     assert len(evaluation_table(metrics(comparison={}))) == 4
 
 

@@ -6,7 +6,7 @@ from pathlib import Path
 import numpy as np
 import pandas as pd
 import pytest
-from tiny import ROOT, change_params, small_params, write_yaml_file
+from tiny import ROOT, change_params, read_yaml_file, small_params, write_yaml_file
 from tiny_cheng import tumour, write_cvind, write_mat
 
 import stages.crop
@@ -113,3 +113,39 @@ def test_the_card_of_whole_slices_names_that_of_windows(project):
         f"{WHOLE} has one class a whole image: windows within an image have none; datasets/{WINDOWS}.yaml cuts windows "
         f"from the same images: dvc exp run -S dataset={WINDOWS}"
     )
+
+
+@pytest.mark.parametrize(
+    ("groups", "rule", "grouped_by", "disjoint"),
+    [
+        (None, "runs", "runs", True),
+        ({"column": "patient"}, "column", "card", True),
+        ("near-duplicates", "near-duplicates", "near-duplicates", True),
+        ("none", "none", "near-duplicates", False),
+    ],
+    ids=["runs", "column", "near-duplicates", "none"],
+)
+def test_metrics_say_who_is_kept_apart_in_the_copy_that_was_read(
+    project, monkeypatch, tmp_path, groups, rule, grouped_by, disjoint
+):
+    """A copy of the slices whose table names no patient (runs), and what else a card may say of it."""
+    table = pd.DataFrame([(f"images/{n}.png", p, fold) for n, (_, p, _, fold) in SLICES.items()])
+    table = table.set_axis(["image", "patient", "fold"], axis=1)
+    names = dict(enumerate(read_card(WHOLE).classes, start=1))
+    table["class"] = [names[label] for label, *_ in SLICES.values()]
+    table["mask"] = table["image"].str.replace("images", "masks")
+    monkeypatch.chdir(tmp_path)
+    shutil.copytree(project / "data" / "raw", "raw", ignore=lambda _, found: [f for f in found if f.endswith(".csv")])
+    table.drop(columns="patient" if groups is None else []).to_csv("raw/metadata.csv", index=False)
+    write_yaml_file(Path("params.yaml"), small_params({"dataset": WHOLE, "split.folds": 5}))
+    card = read_yaml_file(ROOT / "datasets" / f"{WHOLE}.yaml")
+    if groups is not None:
+        card["copies"][0]["groups"] = groups
+    Path("datasets").mkdir()
+    write_yaml_file(Path("datasets") / f"{WHOLE}.yaml", card)
+    crops = {"crops": Path("crops")}
+    stages.crop.main(raw=Path("raw"), **crops, metrics=Path("crop.json"), sheet=Path("crops.png"))
+    stages.split.main(**crops, split=Path("split.csv"), metrics=Path("split.json"))
+    assert read_json(Path("crops/reading.json")) == {"layout": "table", "groups": rule}
+    split = read_json(Path("split.json"))
+    assert (split["grouped_by"], split["group_disjoint"]) == (grouped_by, disjoint)

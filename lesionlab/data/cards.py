@@ -14,6 +14,7 @@ Subset = Literal["train", "val", "test"]
 SUBSETS: tuple[Subset, ...] = get_args(Subset)
 # Columns that a card cannot add to the crops' index, beside its own: what the split adds, and the derived subgroup.
 DERIVED_COLUMNS = ("digest", "lesion_size")
+GROUP_RULES = ("column", "pattern", "ranges", "runs")
 
 
 class Source(Section):
@@ -148,7 +149,7 @@ class GroupRule(Section):
 
     @model_validator(mode="after")
     def _one_rule(self) -> "GroupRule":
-        given = [name for name in ("column", "pattern", "ranges", "runs") if getattr(self, name) is not None]
+        given = [name for name in GROUP_RULES if getattr(self, name) is not None]
         if len(given) != 1:
             raise ValueError(
                 "takes exactly one of column, pattern, ranges, runs, or is the word none or near-duplicates"
@@ -193,13 +194,19 @@ class Reading(Section):
         return isinstance(layout, ClassFolders | Npz)
 
     @property
+    def rule(self) -> str:
+        """What tells who must stay together: column, pattern, ranges, runs, near-duplicates or none."""
+        if isinstance(self.groups, str):
+            return self.groups
+        return next(name for name in GROUP_RULES if getattr(self.groups, name) is not None)
+
+    @property
     def described(self) -> str:
         """Layout and group rule in a few words."""
-        rule = self.groups
-        if isinstance(rule, GroupRule):
-            name = next(name for name in ("column", "pattern", "ranges", "runs") if getattr(rule, name) is not None)
-            rule = f"by {name} {rule.column}" if name == "column" else f"by {name}"
-        return f"layout {self.layout.kind}, groups {rule}"
+        if isinstance(self.groups, str):
+            return f"layout {self.layout.kind}, groups {self.groups}"
+        column = f" {self.groups.column}" if self.rule == "column" else ""
+        return f"layout {self.layout.kind}, groups by {self.rule}{column}"
 
 
 class Recommended(Section):
@@ -309,15 +316,16 @@ class Card(Section):
         """Whether windows are slid over its frames, over larger pictures of the same kind (tiles), or never."""
         return self.detect or ("none" if self.whole_images else "windows")
 
-    @property
-    def group_disjoint(self) -> bool:
-        """Whether a split by this card's groups may be called group-disjoint."""
-        return self.groups != "none"
 
-    @property
-    def grouped_by(self) -> Literal["card", "near-duplicates"]:
-        """Whether the card says who must stay together, or only pictures that look alike do: then patients may not."""
-        return "card" if isinstance(self.groups, GroupRule) else "near-duplicates"
+def grouped_by(rule: str) -> Literal["card", "runs", "near-duplicates"]:
+    """Who is kept apart where the files were read by `Reading.rule`.
+
+    card: patients, sequences or tiles that the data set names. runs: rows that follow each other and are alike; a
+    patient can have several. near-duplicates: pictures that look alike, whosoever's they are.
+    """
+    if rule in ("none", "near-duplicates"):
+        return "near-duplicates"
+    return "runs" if rule == "runs" else "card"
 
 
 def card_path(dataset: str) -> Path:

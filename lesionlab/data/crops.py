@@ -18,10 +18,10 @@ from PIL import Image
 from scipy import ndimage
 
 from lesionlab.data.cards import Card, card_path
-from lesionlab.data.readers import BrokenImageError, Frame, brightest, darkest, read_frames, read_mask, read_rgb
+from lesionlab.data.readers import BrokenImageError, Frame, brightest, darkest, find_frames, read_mask, read_rgb
 from lesionlab.data.thumbnails import SIDE, thumbnail
 from lesionlab.errors import InputError
-from lesionlab.files import INDEX_COLUMNS, read_images, whole_folder, write_table
+from lesionlab.files import INDEX_COLUMNS, read_images, whole_folder, write_json, write_table
 from lesionlab.params import CropParams
 from lesionlab.progress import progress
 from lesionlab.seeds import generator
@@ -313,12 +313,12 @@ def _attempt(
 def crop_all(
     raw: Path, folder: Path, card: Card, params: CropParams, size: int, seed: int
 ) -> tuple[pd.DataFrame, list[str]]:
-    """Crop every frame below `raw` and write images.npy, index.csv and thumbnails.npy into `folder`, or nothing.
+    """Crop every frame below `raw` and write into `folder`, or nothing, what stages/crop.py says.
 
     Returns the index and the names of the frames that were left out because they cannot be read.
     Raises InputError on a broken frame unless `skip_broken`, and when a class gives no crop.
     """
-    frames = read_frames(card, raw)
+    frames, reading = find_frames(card, raw)
     skipped = []
     with whole_folder(folder) as temporary:
         rows: list[dict] = []
@@ -352,6 +352,7 @@ def crop_all(
                     "section crop of params.yaml"
                 )
         write_table(temporary / "index.csv", index)
+        write_json(temporary / "reading.json", {"layout": reading.layout.kind, "groups": reading.rule})
     return index, skipped
 
 

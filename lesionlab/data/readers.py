@@ -83,14 +83,20 @@ class Frame:
 
 
 def read_frames(card: Card, raw: Path) -> list[Frame]:
-    """All frames of a data set, sorted by name, as the first of the card's layouts that the folder fits.
+    """All frames of a data set, sorted by name. Raises InputError as `find_frames` does."""
+    return find_frames(card, raw)[0]
+
+
+def find_frames(card: Card, raw: Path) -> tuple[list[Frame], Reading]:
+    """All frames of a data set, sorted by name, and the first of the card's layouts that the folder fits.
 
     Raises InputError when the folder does not look as the card says: an image without mask or a mask without
     image, a class without an image, an image of no class, a missing column, a name that the group rule does not match.
     """
     if not raw.is_dir():
         raise InputError(f"{raw}: not found; run dvc repro download@images")
-    frames = sorted(_read_as_it_lies(card, raw), key=lambda frame: frame.name)
+    frames, reading = _read_as_it_lies(card, raw)
+    frames = sorted(frames, key=lambda frame: frame.name)
     for first, second in pairwise(frames):
         if first.name == second.name:
             raise InputError(f"{raw}: {first.name} is listed twice; keep one row for each image")
@@ -102,10 +108,10 @@ def read_frames(card: Card, raw: Path) -> list[Frame]:
                     f"{raw}: class '{name}' of {card_path(card.name)} has no image; add images, or correct classes "
                     "and layout in the card"
                 )
-    return frames
+    return frames, reading
 
 
-def _read_as_it_lies(card: Card, raw: Path) -> list[Frame]:
+def _read_as_it_lies(card: Card, raw: Path) -> tuple[list[Frame], Reading]:
     readers = {MaskPairs: _read_mask_pairs, ClassFolders: _read_class_folders, Table: _read_table}
     refusals = []
     for reading in card.readings:
@@ -118,7 +124,7 @@ def _read_as_it_lies(card: Card, raw: Path) -> list[Frame]:
         if frames:
             if reading != card.readings[0]:
                 print(f"{raw}: read as a copy of {card.name} ({reading.described})", file=sys.stderr)
-            return frames
+            return frames, reading
         described = f"that {card_path(card.name)} describes (layout {reading.layout.kind})"
         refusals.append(f"{raw}: no image found {described}")
     if len(refusals) == 1:

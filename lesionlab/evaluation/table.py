@@ -12,11 +12,16 @@ COLUMNS = {
 WIDTH = 24
 
 
+KEPT_APART = {
+    "card": "group-disjoint",
+    "runs": "runs of like images apart, patients unknown",
+    "near-duplicates": "near-duplicates apart, patients unknown",
+}
+
+
 def kept_apart(metrics: dict) -> str:
-    """What the split kept apart, as a metrics file says it: groups, near-duplicates alone, or not even those."""
-    if not metrics["group_disjoint"]:
-        return "NOT group-disjoint"
-    return "group-disjoint" if metrics["grouped_by"] == "card" else "near-duplicates apart, patients unknown"
+    """What the split kept apart, as a metrics file says it: groups, runs, near-duplicates, or not even those."""
+    return KEPT_APART[metrics["grouped_by"]] if metrics["group_disjoint"] else "NOT group-disjoint"
 
 
 def evaluation_table(metrics: dict, subgroups: pd.DataFrame | None = None) -> list[str]:

@@ -53,7 +53,15 @@ SECTION_OF_PICTURE = {
     "comparison": r"comparison|difference",
 }
 
-KEPT_APART = "Groups (patients, sequences, source tiles: what the card names) are kept apart by the split."
+KEPT_APART = {
+    "card": "Groups (patients, sequences, source tiles: what the card names) are kept apart by the split.",
+    "runs": (
+        "Runs of like images are kept apart by the split; nobody says whose they are, and a patient can have several."
+    ),
+    "near-duplicates": (
+        "Pictures that look alike are kept apart by the split; nobody says whose they are, so patients may not be."
+    ),
+}
 
 
 @dataclass(frozen=True)
@@ -328,12 +336,8 @@ def _model_card(card: Card | None, evaluated: dict | None) -> list:
     groups = f"{evaluated['groups']} groups of one data set" if evaluated else "one data set"
     if evaluated is None or not evaluated["group_disjoint"]:
         apart = "Groups are not known to be kept apart: the figures may rest on pictures that resemble training ones."
-    elif evaluated["grouped_by"] == "card":
-        apart = KEPT_APART
     else:
-        apart = (
-            "Pictures that look alike are kept apart by the split; nobody says whose they are, so patients may not be."
-        )
+        apart = KEPT_APART[evaluated["grouped_by"]]
     parts = [
         Text(
             "Intended use: research on methods, teaching, and the comparison of networks under one protocol. Not a "
@@ -344,7 +348,7 @@ def _model_card(card: Card | None, evaluated: dict | None) -> list:
             "seen, and figures there may be much lower. Crops are cut around known lesions and beside them, so their "
             "class balance is not that of patients: precision does not carry over to practice."
         ),
-        Text(apart, warning=apart is not KEPT_APART),
+        Text(apart, warning=apart is not KEPT_APART["card"]),
         Text(
             "Thresholds, temperatures, epochs and explanation layers were chosen on validation data, none on test data."
         ),

@@ -17,7 +17,7 @@ from lesionlab.evaluation.uncertainty import entropy, mutual_information, risk_c
 from lesionlab.params import Count, Params, Section
 from lesionlab.pictures import SERIES_COLOURS
 from lesionlab.studies.predictions import Predictions, mean_of, read_predictions
-from lesionlab.studies.tables import Paths, Summary, count_tests, interval, mean_sd, provenance
+from lesionlab.studies.tables import Paths, Summary, count_crops, count_tests, interval, mean_sd, provenance
 
 SHOWN = ("accuracy", "balanced_accuracy", "precision", "recall", "f1", "roc_auc", "log_loss", "aurc")
 RANKINGS = dict(zip(("entropy", "mutual information"), SERIES_COLOURS, strict=False))
@@ -48,12 +48,11 @@ def summarise(study: Study, params: Params, paths: Paths) -> Summary:
     folds = [_fold(paths, number, study.seeds, params) for number in study.folds]
     table, shown = _one_fold(folds[0], study.seeds, params) if len(folds) == 1 else _over_folds(folds, study.seeds)
     origin = provenance([paths.metrics / f"finetune_{seed}-{n}.json" for seed in study.seeds for n in study.folds])
-    groups = np.unique(np.concatenate([fold.joint.test.groups for fold in folds]))
-    crops = f"{sum(len(fold.joint.ids) for fold in folds)} test crops of {len(groups)} groups"
+    tests = [fold.joint for fold in folds]
     spread = (
-        f"{crops}, [95 % interval, bootstrap over groups, the same draws for all rows]"
+        f"{count_crops(tests)}, [95 % interval, bootstrap over groups, the same draws for all rows]"
         if len(folds) == 1
-        else f"Mean ± standard deviation of {count_tests([fold.joint for fold in folds])}, {crops}"
+        else f"Mean ± standard deviation of {count_tests(tests)}, {count_crops(tests)}"
     )
     information = np.concatenate([_information(fold) for fold in folds])
     wrong = np.concatenate([fold.joint.test.wrong for fold in folds])

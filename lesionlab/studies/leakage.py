@@ -12,7 +12,7 @@ from lesionlab.params import Count, Params, Section
 from lesionlab.pictures import SERIES_COLOURS
 from lesionlab.studies.figures import GAIN, GAIN_NOTE, cell_intervals, difference, flat
 from lesionlab.studies.predictions import read_predictions
-from lesionlab.studies.tables import Paths, Summary, interval
+from lesionlab.studies.tables import Paths, Summary, count_tests, interval
 
 LEAKED = ("accuracy", "balanced_accuracy", "roc_auc")
 SHOWN = (*LEAKED, GAIN)  # the gain follows the error rate, so its difference is no leak
@@ -46,12 +46,9 @@ def summarise(study: Study, params: Params, paths: Paths) -> Summary:
     shown = pd.DataFrame({"unfrozen blocks": table["blocks"], "protocol": table["protocol"], "labels": table["labels"]})
     for name in SHOWN:
         shown[name.replace("_", " ")] = [_shown(row, name) for _, row in table.iterrows()]
-    spread = "[95 % interval, bootstrap over groups]"
-    if len(study.folds) > 1:
-        spread = f"mean ± standard deviation of {len(study.folds)} test folds"
     notes = [
-        f"Test figures, {spread}; {params.dataset}, seed {params.seed}. Chance is a balanced accuracy of {chance:.3f}. "
-        f"{GAIN_NOTE}",
+        f"Test figures, {_spread(paths, study)}; {params.dataset}, seed {params.seed}. Chance is a balanced accuracy "
+        f"of {chance:.3f}. {GAIN_NOTE}",
         *(
             f"Leak (random minus groups kept apart, true labels), {row['blocks']} unfrozen blocks: {_differences(row)}."
             for _, row in leaks.iterrows()
@@ -141,6 +138,19 @@ def _figures(paths: Paths, name: str, params: Params) -> pd.DataFrame:
     row |= {"fold": int(name.split("-")[-1])}
     row |= {"crops": len(predictions.ids), "classes": len(predictions.classes)}
     return pd.DataFrame([row | flat(table)])
+
+
+def _spread(paths: Paths, study: Study) -> str:
+    """What stands behind a figure; protocols whose folds are not alike, as of a published test subset, are named."""
+    if len(study.folds) == 1:
+        return "[95 % interval, bootstrap over groups]"
+    tests = {}
+    for protocol in study.protocols:
+        files = [paths.predictions / f"0-{protocol}-{study.shuffle[0]}-{fold}.csv" for fold in study.folds]
+        tests[protocol] = count_tests([read_predictions(file) for file in files])
+    alike = len(set(tests.values())) == 1
+    named = [tests[study.protocols[0]]] if alike else [f"{text} ({protocol})" for protocol, text in tests.items()]
+    return f"mean ± standard deviation of {' and '.join(named)}"
 
 
 def _upright(row: pd.Series) -> pd.DataFrame:

@@ -4,6 +4,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import matplotlib.pyplot as plt
+import numpy as np
 import pandas as pd
 
 from lesionlab.evaluation.table import kept_apart
@@ -71,11 +72,19 @@ def mean_sd(values: pd.Series, *, signed: bool = False) -> str:
 
 
 def count_tests(folds: list[Predictions]) -> str:
-    """How many tests folds are: with a published test subset they differ in validation alone."""
-    tests = len({tuple(fold.ids) for fold in folds})
-    if len(folds) == 1:
-        return "1 test fold"
-    return f"{tests} test folds" if tests == len(folds) else f"{len(folds)} validation folds on {tests} test subset"
+    """How many tests several folds are: with a published test subset they differ in validation alone."""
+    return f"{len(folds)} test folds" if tests_differ(folds) else f"{len(folds)} validation folds on 1 test subset"
+
+
+def count_crops(folds: list[Predictions]) -> str:
+    """Test crops of one or several folds, a crop that tests in two of them counted twice, and groups."""
+    groups = np.unique(np.concatenate([fold.test.groups for fold in folds]))
+    return f"{sum(len(fold.ids) for fold in folds)} test crops of {len(groups)} groups"
+
+
+def tests_differ(folds: list[Predictions]) -> bool:
+    """Whether several folds test other crops each."""
+    return len({tuple(fold.ids) for fold in folds}) > 1
 
 
 def interval(row: pd.Series, name: str, *, signed: bool = False) -> str:

@@ -65,7 +65,8 @@ def run_training(
     images = read_images(paths.crops)
     if images.shape[1] != architecture.image_size:
         raise InputError(
-            f"{paths.crops}: crops are {images.shape[1]} px, the network takes {architecture.image_size}; run dvc repro"
+            f"{paths.crops}: crops are {images.shape[1]} px, the network takes {architecture.image_size}; run dvc "
+            "repro (cells of a study share its crops, so there set.model.image_size alone counts)"
         )
     task = read_task(paths.crops, paths.split, architecture.classes)
     suffix = freeze(network, boundary)
