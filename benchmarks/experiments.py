@@ -4,6 +4,7 @@ MEANS are of what such experiments predicted: nothing is run for them.
 """
 
 import json
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -35,10 +36,7 @@ UPRIGHT = {"augment.vertical_flip": False, "augment.rotation": 0.03}  # films an
 
 @dataclass(frozen=True)
 class Experiment:
-    """One `dvc exp run`. study: None for the pipeline. data: parameter to folder or file below --data.
-
-    backbone: the network, and the file of its ImageNet weights where that is another beside the one that is given.
-    """
+    """One `dvc exp run`. study: None for the pipeline. data: folder or file below --data."""
 
     title: str
     dataset: str
@@ -46,13 +44,15 @@ class Experiment:
     settings: dict[str, object] = field(default_factory=dict)
     study: str | None = None
     external: tuple[str, str] | None = None
-    backbone: tuple[str, str | None] = ("mobilenetv2", None)
+    backbone: str = "mobilenetv2"
     note: str = ""
 
-    def command(self, name: str, data: Path | str, weights: Path | str) -> list[str]:
-        """The command line, in the repository's root or the study's folder; paths are relative to the root."""
-        backbone, file = self.backbone
-        network = {"model.backbone": backbone, "model.weights": Path(weights).with_name(file) if file else weights}
+    def command(self, name: str, data: Path | str, weights: Mapping[str, Path | str]) -> list[str]:
+        """The command line, in the repository's root or the study's folder; paths are relative to the root.
+
+        weights: the file of each backbone.
+        """
+        network = {"model.backbone": self.backbone, "model.weights": weights[self.backbone]}
         settings = {"dataset": self.dataset, "download.source": f"{data}/{self.data}", **network, **self.settings}
         # `@` marks a key of the study itself; ++ sets keys of `set` that its params.yaml leaves to the repository's.
         words = [
@@ -376,7 +376,7 @@ EXPERIMENTS = {
             "training.prefix_cache_gib": 20,
         },
         "blockwise",
-        backbone=("mobilenet", "mobilenet_1.0.weights.h5"),
+        backbone="mobilenet",
         note="Settings of `blockwise-brain-224` with another network, to stand in a mean beside MobileNetV2. Set, and "
         "declared before it ran, after the test figures of the others had been seen.",
     ),

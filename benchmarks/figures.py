@@ -50,6 +50,7 @@ SECONDS, COLD, DENSE = (Path(f"benchmarks/{name}.json") for name in ("seconds", 
 COLD_RUNS = 5
 BEGIN, END = "<!-- figures: python -m benchmarks.figures -->", "<!-- end of figures -->"
 MODELS = ("baseline", "transfer", "finetune")
+PLACEHOLDERS = {"mobilenetv2": "WEIGHTS", "mobilenet": "mobilenet_1.0.weights.h5"}  # in the pages' commands
 WEIGHT_FILES = {  # what the pages' figures were measured with, by SHA-256
     "mobilenetv2_1.0.weights.h5": "9c1b81fdf493faeed07f249980bb7ab949d6662deba6d36234991525df6fc449",
     "mobilenet_1.0.weights.h5": "05087685359a7cdc778f8f480c0c56932ebb3e48ac67f4228bb168d1d9fb86cf",
@@ -61,6 +62,9 @@ def main(
         Path | None, Option(help=f"folder with {', '.join(sorted({each.data for each in EXPERIMENTS.values()}))}")
     ] = None,
     weights: Annotated[Path | None, Option(help="ImageNet weights of MobileNetV2 (width 1.0) without its top")] = None,
+    mobilenet: Annotated[
+        Path | None, Option(help="those of MobileNet; without them mobilenet_1.0.weights.h5 beside")
+    ] = None,
     only: Annotated[list[str] | None, Option(help="an experiment to run; without it all that are missing")] = None,
     cold: Annotated[str | None, Option(help="an experiment of this clone whose finetune stage to time")] = None,
     dense: Annotated[str | None, Option(help="one whose dense detection to compare with cut-out windows")] = None,
@@ -75,9 +79,11 @@ def main(
     if (data is None) != (weights is None):
         raise InputError("give both --data and --weights, or neither")
     if data is not None:
-        for name in progress(only or list(EXPERIMENTS), desc="experiments", unit="run"):
-            if not is_there(name):
-                run_one(name, data, weights)
+        files = {"mobilenetv2": weights, "mobilenet": mobilenet or weights.with_name("mobilenet_1.0.weights.h5")}
+        missing = [name for name in only or EXPERIMENTS if not is_there(name)]
+        require_files(missing, data, files)
+        for name in progress(missing, desc="experiments", unit="run"):
+            run_one(name, data, files)
     there = [name for name in EXPERIMENTS if is_there(name)]
     there += [name for name, mean in MEANS.items() if set(mean.members) <= set(there)]
     for name in filter(None, (cold, dense)):
@@ -100,7 +106,17 @@ def main(
         temporary.write_text(f"{before}{BEGIN}\n" + "\n".join(systems(there, old.splitlines())) + f"\n{END}{after}")
 
 
-def run_one(name: str, data: Path, weights: Path) -> None:
+def require_files(names: list[str], data: Path, weights: dict[str, Path]) -> None:
+    """Raise InputError, before hours of work, when an experiment needs data or weights that are not there."""
+    for name in names:
+        experiment = EXPERIMENTS[name]
+        folders = [experiment.data, *(experiment.external or ())[1:]]
+        for path in (*(data / folder for folder in folders), weights[experiment.backbone]):
+            if not path.exists():
+                raise InputError(f"{path}: not found, and {name} needs it; add it, or run others with --only")
+
+
+def run_one(name: str, data: Path, weights: dict[str, Path]) -> None:
     """Run one experiment and note how long it took."""
     experiment, root = EXPERIMENTS[name], Path.cwd()
     if reference(name):  # of other settings
@@ -248,7 +264,7 @@ def section(name: str) -> list[str]:
     lines = [
         f"## {name}: {experiment.title}",
         "",
-        f"`{folder}{shlex.join(experiment.command(name, 'DATA', 'WEIGHTS'))}` (on commit {commit_of(name)}{took})",
+        f"`{folder}{shlex.join(experiment.command(name, 'DATA', PLACEHOLDERS))}` (on commit {commit_of(name)}{took})",
         "",
     ]
     lines += study_page(name) if experiment.study else pipeline_page(name)

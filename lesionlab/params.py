@@ -66,7 +66,7 @@ class SplitParams(Section):
     near_duplicate_bits: Literal["auto"] | Annotated[int, Field(ge=0, le=16)]
     official_validation: bool
     validation_per_class: Literal["auto"] | PositiveInt | None
-    drop_duplicates: bool
+    drop_duplicates: Literal["auto"] | bool
     shuffle_labels: bool
 
     @model_validator(mode="after")
@@ -124,11 +124,11 @@ class BaselineParams(FitParams):
 
 
 class TransferParams(FitParams):
-    """The new head on a frozen backbone."""
+    """The new head on a frozen backbone; `auto` is what the card says."""
 
     head_filters: list[PositiveInt]
     pooling: Literal["average", "flatten"]
-    dense: Count
+    dense: Literal["auto"] | Count
     dropout: Annotated[float, Field(ge=0, lt=1)]
 
 

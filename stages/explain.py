@@ -6,6 +6,8 @@ writes  metrics/explain.json   share of heat inside lesions and pointing game, w
         pictures/explain/      heat on crops and frames; the figures
 params  dataset, seed, crop, training.batch_size, training.threads, evaluate.resamples, explain
 
+The maps of the small CNN: the stage's command in dvc.yaml with --model models/baseline and other files to write.
+
 One picture of your own, by occlusion:
         python -m lesionlab.explanation.occlusion --model models/finetune --image file.jpg --out found.png
 """

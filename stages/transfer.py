@@ -12,7 +12,7 @@ from typing import Annotated
 
 from typer import Option
 
-from lesionlab.data.cards import read_card, resolve_model
+from lesionlab.data.cards import read_card, resolve_model, resolve_transfer
 from lesionlab.params import read_params
 from lesionlab.stage import run
 
@@ -37,7 +37,7 @@ def main(
 
     card = read_card(params.dataset)
     chosen = resolve_model(params.model, card)
-    settings = params.transfer
+    settings = resolve_transfer(params.transfer, card)
     architecture = Architecture(
         backbone=chosen.backbone,
         head_filters=settings.head_filters,

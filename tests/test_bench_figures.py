@@ -10,6 +10,7 @@ from tiny import ROOT
 from benchmarks import figures
 from benchmarks.experiments import Experiment
 from benchmarks.means import chosen, figures_of_means
+from lesionlab.errors import InputError
 from lesionlab.evaluation.metrics import Scores
 from lesionlab.files import write_json
 from lesionlab.studies.predictions import Predictions
@@ -63,7 +64,7 @@ def test_the_pages_commands_are_those_that_would_be_run_again():
     assert set(written) <= {*figures.EXPERIMENTS, *figures.MEANS}
     for name in figures.EXPERIMENTS.keys() & written.keys():
         experiment = figures.EXPERIMENTS[name]
-        command = shlex.join(experiment.command(name, "DATA", "WEIGHTS"))
+        command = shlex.join(experiment.command(name, "DATA", figures.PLACEHOLDERS))
         assert f"{command}`" in written[name], name
         assert f"&& {command}" in written[name] if experiment.study else f"`{command}" in written[name]
 
@@ -89,11 +90,24 @@ def test_what_was_measured_of_an_earlier_run_does_not_count(monkeypatch, tmp_pat
     assert figures.of_this_run(path, "cvc-group") == figures.of_this_run(path, "old") == {}
 
 
-def test_another_network_takes_its_weights_from_beside_the_given_file():
-    command = Experiment("title", "phantom", "folder", backbone=("mobilenet", "other.h5")).command(
-        "name", "DATA", "w/v2.h5"
-    )
-    assert {"model.backbone=mobilenet", "model.weights=w/other.h5"} <= set(command)
+def test_each_network_takes_its_own_weights():
+    files = {"mobilenetv2": "w/v2.h5", "mobilenet": "w/v1.h5"}
+    command = Experiment("title", "phantom", "folder", backbone="mobilenet").command("name", "DATA", files)
+    assert {"model.backbone=mobilenet", "model.weights=w/v1.h5"} <= set(command)
+
+
+@pytest.mark.parametrize("absent", ["data/one", "data/two", "v1.h5"])
+def test_what_an_experiment_needs_is_looked_for_before_any_runs(tmp_path, monkeypatch, absent):
+    external = Experiment("title", "phantom", "one", study="external", external=("other", "two"))
+    experiments = {"first": external, "second": Experiment("title", "phantom", "one", backbone="mobilenet")}
+    monkeypatch.setattr(figures, "EXPERIMENTS", experiments)
+    files = {"mobilenetv2": tmp_path / "v2.h5", "mobilenet": tmp_path / "v1.h5"}
+    for path in (tmp_path / "data" / "one", tmp_path / "data" / "two", *files.values()):
+        path.mkdir(parents=True)
+    figures.require_files(["first", "second"], tmp_path / "data", files)
+    (tmp_path / absent).rmdir()
+    with pytest.raises(InputError, match="needs it; add it, or run others with --only"):
+        figures.require_files(["first", "second"], tmp_path / "data", files)
 
 
 def test_validation_chooses_how_many_networks_are_averaged():

@@ -16,6 +16,7 @@ from lesionlab.data.cards import (
     Npz,
     Recommended,
     RecommendedAugmentation,
+    RecommendedHead,
     RecommendedSplit,
     Source,
     Table,
@@ -23,6 +24,7 @@ from lesionlab.data.cards import (
     read_card,
     resolve_augmentation,
     resolve_split,
+    resolve_transfer,
 )
 from lesionlab.errors import InputError
 from lesionlab.models.backbones import find_backbone
@@ -287,6 +289,7 @@ def test_the_template_explains_every_key():
         GroupRule,
         Recommended,
         RecommendedAugmentation,
+        RecommendedHead,
         RecommendedSplit,
     ):
         assert not set(model.model_fields) - explained
@@ -295,14 +298,15 @@ def test_the_template_explains_every_key():
 def test_auto_in_the_split_is_what_the_card_says_and_the_rest_is_kept():
     params = read_params(ROOT / "params.yaml").split
     says = {"protocol": "official", "folds": 7, "near_duplicate_bits": 0, "validation_per_class": 150}
+    says |= {"drop_duplicates": True}
     card = Card.model_validate(CARD | {"split": says})
     assert resolve_split(params, card).model_dump() == params.model_dump() | says
     for per_class in (None, 20):
-        chosen = params.model_copy(
-            update={"protocol": "random", "folds": 3, "near_duplicate_bits": 3, "validation_per_class": per_class}
-        )
+        given = {"protocol": "random", "folds": 3, "near_duplicate_bits": 3, "validation_per_class": per_class}
+        chosen = params.model_copy(update=given | {"drop_duplicates": False})
         assert resolve_split(chosen, card) == chosen
     silent = {"protocol": "group", "folds": 5, "near_duplicate_bits": 6, "validation_per_class": None}
+    silent |= {"drop_duplicates": False}
     assert resolve_split(params, Card.model_validate(CARD)).model_dump() == params.model_dump() | silent
 
 
@@ -315,6 +319,15 @@ def test_auto_in_the_augmentation_is_what_the_card_says_and_the_rest_is_kept():
     assert resolve_augmentation(chosen, card) == chosen
     silent = {"copies": 4, "horizontal_flip": True, "vertical_flip": True, "rotation": 0.25}
     assert resolve_augmentation(params, Card.model_validate(CARD)).model_dump() == params.model_dump() | silent
+
+
+def test_auto_in_the_head_is_what_the_card_says_and_the_rest_is_kept(monkeypatch):
+    monkeypatch.chdir(ROOT)
+    params = read_params().transfer
+    for dataset, dense in (("nct-crc-he", 0), ("kather-2016", 0), ("phantom", 128)):
+        assert resolve_transfer(params, read_card(dataset)).model_dump() == params.model_dump() | {"dense": dense}
+    chosen = params.model_copy(update={"dense": 7})
+    assert resolve_transfer(chosen, read_card("nct-crc-he")) == chosen
 
 
 @pytest.mark.parametrize("dataset", sorted(CARDS))
@@ -351,19 +364,22 @@ def test_a_test_fold_beyond_the_cards_folds_is_named():
 
 
 @pytest.mark.parametrize(
-    ("dataset", "protocol", "folds", "bits", "per_class"),
+    ("dataset", "protocol", "folds", "bits", "per_class", "drop"),
     [
-        ("brain-mri-kaggle", "group", 5, 2, None),
-        ("brain-tumor-cheng", "official", 5, 0, None),
-        ("brain-tumor-cheng-windows", "official", 5, 0, None),
-        ("chest-ct", "official", 5, 2, None),
-        ("chest-xray", "official", 5, 0, 150),
-        ("iq-oth-nccd", "group", 5, 2, None),
-        ("phantom", "group", 5, 6, None),
+        ("brain-mri-kaggle", "group", 5, 2, None, False),
+        ("brain-tumor-cheng", "official", 5, 0, None, False),
+        ("brain-tumor-cheng-windows", "official", 5, 0, None, False),
+        ("chest-ct", "official", 5, 2, None, True),
+        ("chest-xray", "official", 5, 0, 150, False),
+        ("iq-oth-nccd", "group", 5, 2, None, False),
+        ("kather-2016", "group", 5, 0, None, False),
+        ("phantom", "group", 5, 6, None, False),
     ],
 )
-def test_the_data_sets_name_alone_gives_the_published_split(dataset, protocol, folds, bits, per_class, monkeypatch):
+def test_the_data_sets_name_alone_gives_the_published_split(
+    dataset, protocol, folds, bits, per_class, drop, monkeypatch
+):
     monkeypatch.chdir(ROOT)
     split = resolve_split(read_params().split, read_card(dataset))
-    found = (split.protocol, split.folds, split.near_duplicate_bits, split.validation_per_class)
-    assert found == (protocol, folds, bits, per_class)
+    found = (split.protocol, split.folds, split.near_duplicate_bits, split.validation_per_class, split.drop_duplicates)
+    assert found == (protocol, folds, bits, per_class, drop)

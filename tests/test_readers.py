@@ -431,7 +431,6 @@ RELEASES = {
             ("05_DEBRIS", "debris", "05"),
             ("06_MUCOSA", "mucosa", "06"),
             ("07_ADIPOSE", "adipose", "07"),
-            ("08_EMPTY", "empty", "08"),
         )
     },
     "brain-mri-kaggle": {
@@ -484,6 +483,9 @@ def test_releases_of_class_folders_in_miniature(tmp_path, monkeypatch, release):
     (tmp_path / ".DS_Store").write_text("macOS")
     if release == "iq-oth-nccd":
         add_image(tmp_path / "Test cases" / "000019_01_01_001.jpg")
+    if release == "kather-2016":
+        tile = "11FD4_CRC-Prim-HE-06_005.tif_Row_5851_Col_6901.tif"
+        add_image(tmp_path / "Kather_texture_2016_image_tiles_5000" / "08_EMPTY" / tile)
     frames = read_frames(repository_card(release.split(",")[0], monkeypatch), tmp_path)
     assert {frame.name: (frame.label, frame.group, frame.official) for frame in frames} == RELEASES[release]
 

@@ -9,7 +9,7 @@ from hypothesis import assume, given, settings
 from hypothesis import strategies as st
 from tiny import ROOT, small_params
 
-from lesionlab.data.cards import read_card
+from lesionlab.data.cards import read_card, resolve_split
 from lesionlab.data.crops import crop_frames
 from lesionlab.data.readers import read_frames
 from lesionlab.data.splits import (
@@ -21,9 +21,12 @@ from lesionlab.data.splits import (
     shuffle_labels,
 )
 from lesionlab.errors import InputError
-from lesionlab.params import Params, SplitParams
+from lesionlab.params import Params, SplitParams, read_params
 
-RESOLVED = {"split.protocol": "group", "split.near_duplicate_bits": 6, "split.validation_per_class": None}
+RESOLVED = {
+    "split.protocol": "group", "split.near_duplicate_bits": 6, "split.validation_per_class": None,
+    "split.drop_duplicates": False,
+}  # fmt: skip
 PARAMS = Params.model_validate(small_params(RESOLVED)).split
 
 
@@ -510,7 +513,48 @@ def test_official_without_a_published_split_is_an_error():
         assign_folds(make_index(12), protocol("official"), 42)
 
 
+@pytest.mark.parametrize("fold", range(5))
+def test_slides_of_kather_2016_make_folds_though_fat_is_on_six_of_them(fold, monkeypatch):
+    """With the glass of 08_EMPTY, of two slides alone, none could be made: its card leaves it out."""
+    monkeypatch.chdir(ROOT)
+    card = read_card("kather-2016")
+    slides = {name: [f"{number:02}" for number in range(1, 11)] for name in card.classes}
+    slides["adipose"] = ["03", "04", "05", "06", "07", "10"]
+    rows = [(label, slide) for label in card.classes for slide in slides[label] for _ in range(9)]
+    index = make_index(len(rows), 1).drop_duplicates("frame", ignore_index=True)
+    index[["label", "group"]] = rows
+    index["id"] = range(len(index))
+    params = read_params().split.model_copy(update={"test_fold": fold})
+    table = assign_folds(index, resolve_split(params, card), 42)
+    assert describe_split(index, table, resolve_split(params, card), grouped=True, seed=42)["group_disjoint"] is True
+    glass = pd.concat([index, index[index["group"].isin(["06", "10"])].assign(label="empty")], ignore_index=True)
+    with pytest.raises(InputError, match="class 'empty' has 2 group"):
+        assign_folds(glass.assign(id=range(len(glass))), resolve_split(params, card), 42)
+
+
 # Real data
+
+
+@pytest.mark.real
+def test_the_chest_ct_of_its_name_alone_repeats_no_test_slice(shared_data, tiny_params, monkeypatch):
+    monkeypatch.chdir(ROOT)
+    card = read_card("chest-ct")
+    frames = read_frames(card, shared_data / "chest-ct")
+    rows, images = [], []
+    for _, crops in crop_frames(frames, card.classes, tiny_params.crop, 32, 42):
+        rows += crops.rows
+        images += list(crops.images)
+    index = pd.DataFrame(rows)
+    index.insert(0, "id", range(len(index)))
+    index = index.assign(digest=crop_digests(np.stack(images)))
+    params = resolve_split(read_params().split, card)
+    description = describe_split(index, assign_folds(index, params, 42), params, grouped=True, seed=42)
+    assert set(description["proof"].values()) == {0}
+    assert description["duplicates"]["repeated_crops_in_test"] == 0
+    assert description["group_disjoint"] is True
+    kept = params.model_copy(update={"drop_duplicates": False})
+    description = describe_split(index, assign_folds(index, kept, 42), kept, grouped=True, seed=42)
+    assert description["proof"]["identical_frames_across_subsets"] > 0
 
 
 @pytest.mark.real

@@ -7,7 +7,16 @@ from typing import Annotated, Literal, TypeVar, get_args
 from pydantic import Discriminator, Field, PositiveInt, Tag, model_validator
 
 from lesionlab.errors import InputError
-from lesionlab.params import AugmentParams, Count, ModelParams, PositiveFloat, Section, SplitParams, read_yaml
+from lesionlab.params import (
+    AugmentParams,
+    Count,
+    ModelParams,
+    PositiveFloat,
+    Section,
+    SplitParams,
+    TransferParams,
+    read_yaml,
+)
 
 Chosen = TypeVar("Chosen", bound=Section)
 Subset = Literal["train", "val", "test"]
@@ -223,13 +232,20 @@ class RecommendedSplit(Section):
     folds: how many; where the release numbers folds, as many as those. validation_per_class: as in params.yaml.
     near_duplicate_bits: perceptual hashes that differ in at most this many of 64 bits are one picture. Video frames
     need 6; between slices or films, which all look alike, even 2 join pictures of different patients: 0 where patients
-    are known, 2 where they are not and groups are better too large than too small.
+    are known, 2 where they are not and groups are better too large than too small. drop_duplicates: as in params.yaml.
     """
 
     protocol: Literal["group", "official"] = "group"
     folds: Annotated[int, Field(ge=3)] = 5
     near_duplicate_bits: Annotated[int, Field(ge=0, le=16)] = 6
     validation_per_class: PositiveInt | None = None
+    drop_duplicates: bool = False
+
+
+class RecommendedHead(Section):
+    """What `auto` in params.yaml's `transfer` section means for this data set."""
+
+    dense: Count = 128
 
 
 class RecommendedAugmentation(Section):
@@ -270,6 +286,7 @@ class Card(Section):
     recommended: Recommended
     split: RecommendedSplit = RecommendedSplit()
     augment: RecommendedAugmentation = RecommendedAugmentation()
+    transfer: RecommendedHead = RecommendedHead()
 
     @model_validator(mode="after")
     def _parts_fit_each_other(self) -> "Card":
@@ -377,6 +394,11 @@ def resolve_split(split: SplitParams, card: Card) -> SplitParams:
 def resolve_augmentation(augment: AugmentParams, card: Card) -> AugmentParams:
     """The augmentation of this run: what params.yaml says, and for `auto` what the card recommends."""
     return _resolved(augment, card.augment)
+
+
+def resolve_transfer(transfer: TransferParams, card: Card) -> TransferParams:
+    """The head of this run and its training: what params.yaml says, and for `auto` what the card recommends."""
+    return _resolved(transfer, card.transfer)
 
 
 def _resolved(section: Chosen, recommended: Section) -> Chosen:
