@@ -50,6 +50,14 @@ def script_of(entry: dict) -> str:
     return words[2].removeprefix("stages.")
 
 
+def items_of(entry: dict) -> tuple[str, ...]:
+    """The pipeline's stages that run the same script: for a download of images, of weights or of each."""
+    script, what = script_of(entry), entry["cmd"].split()[3]
+    if script != "download":
+        return (script,)
+    return tuple(f"download@{kind}" for kind in ("images", "weights") if what in (kind, "${key}"))
+
+
 def test_every_study_has_a_summary():
     assert {path.parent.name for path in (ROOT / "studies").glob("*/dvc.yaml")} == set(MODULES)
 
@@ -58,11 +66,10 @@ def test_every_study_has_a_summary():
     ("study", "name", "entry"), stages(), ids=lambda value: value if isinstance(value, str) else ""
 )
 def test_deps_are_what_a_stage_imports(study, name, entry):
-    script = script_of(entry)
-    items = ("download@images", "download@weights") if script == "download" else (script,)
-    deps = {dep for dep in entry["deps"] if "${" not in dep}
+    items = items_of(entry)
+    deps = {dep for dep in entry["deps"] if "${" not in dep and dep != "lesionlab/pretext/bundled"}
     running = set().union(*(imported_by_stage(item) - HARMLESS_TO.get(item, set()) for item in items)) - HARMLESS
-    extra = {"lesionlab/seeds.py"} if script == "download" else set()  # of images alone
+    extra = {"lesionlab/seeds.py"} if len(items) == 2 else set()  # of images alone
     missing = {
         file
         for file in running - extra
@@ -80,7 +87,9 @@ def test_deps_are_what_a_stage_imports(study, name, entry):
 def test_params_are_those_of_the_pipelines_stage_from_both_files(study, name, entry):
     script = script_of(entry)
     if script == "download":
-        wanted = (declared("download@images") & declared("download@weights")) | {"${item.section}", "card"}
+        items = items_of(entry)
+        each = set.intersection(*map(declared, items)) | {"card"}
+        wanted = each | ({"${item.section}"} if len(items) == 2 else set())
     elif (ROOT / "dvc.yaml").read_text().count(f"\n  {script}:\n"):
         wanted = declared(script)
     else:
@@ -525,22 +534,25 @@ def ran(output: str) -> set[str]:
     return {line.split("'")[1].split(":")[-1] for line in output.splitlines() if line.startswith("Running stage")}
 
 
-def small_blockwise(folder: Path, blocks: list[int]) -> Path:
-    """A committed copy of the repository whose blockwise study is small; returns the study's folder."""
+def small_study(folder: Path, name: str, **changes: object) -> Path:
+    """A committed copy of the repository in which one study is small; returns the study's folder.
+
+    changes: to the study's own keys.
+    """
     listed = subprocess.run(
         ["git", "ls-files", "-co", "--exclude-standard", "-z"], cwd=ROOT, capture_output=True, check=True
     ).stdout.decode()
-    for name in filter(None, listed.split("\0")):
-        if (ROOT / name).is_file() and Path(name).name != "dvc.lock":
-            (folder / name).parent.mkdir(parents=True, exist_ok=True)
-            shutil.copy(ROOT / name, folder / name)
+    for path in filter(None, listed.split("\0")):
+        if (ROOT / path).is_file() and Path(path).name != "dvc.lock":
+            (folder / path).parent.mkdir(parents=True, exist_ok=True)
+            shutil.copy(ROOT / path, folder / path)
     write_yaml_file(folder / "params.yaml", small_params())
     write_card(folder, DATASET, split={"folds": 3})
-    study = folder / "studies/blockwise"
-    content = read_yaml_file(study / "params.yaml") | {"folds": [0], "blocks": blocks}
+    study = folder / "studies" / name
+    content = read_yaml_file(study / "params.yaml") | changes
     content["set"] |= {"dataset": DATASET, "augment": {"copies": 1}}
-    for name in ("transfer", "finetune"):
-        content["set"][name] |= {"epochs": 1}
+    for stage in {"baseline", "transfer", "finetune"} & content["set"].keys():
+        content["set"][stage] |= {"epochs": 1}
     write_yaml_file(study / "params.yaml", content)
     run(folder, "git", "init", "-q")
     run(folder, "git", "add", "-A")
@@ -572,7 +584,7 @@ def kill_at_second(stage: str, folder: Path, *command: str) -> list[str]:
 @pytest.mark.slow
 def test_a_killed_study_goes_on_with_the_cells_that_are_missing(tmp_path):
     folder = tmp_path / "lesion lab"
-    study = small_blockwise(folder, blocks=[1, 2])
+    study = small_study(folder, "blockwise", folds=[0], blocks=[1, 2])
     repro = ("dvc", "repro", "studies/blockwise/dvc.yaml")
     *finished, missing = kill_at_second("finetune", folder, *repro)
     done = next(name for name in finished if name.startswith("finetune@")).removeprefix("finetune@")
@@ -592,7 +604,7 @@ def test_a_killed_study_goes_on_with_the_cells_that_are_missing(tmp_path):
 @pytest.mark.slow
 def test_a_study_runs_by_experiments_and_only_what_a_change_reaches(tmp_path):
     folder = tmp_path / "lesion lab"
-    study = small_blockwise(folder, blocks=[2])
+    study = small_study(folder, "blockwise", folds=[0], blocks=[2])
     run(folder, "dvc", "repro", "studies/blockwise/dvc.yaml")
     run(folder, "git", "add", "-A")
     run(folder, "git", "commit", "-qm", "first run")
@@ -611,3 +623,15 @@ def test_a_study_runs_by_experiments_and_only_what_a_change_reaches(tmp_path):
     assert sum(name.startswith("blockwise-") for name in names) == 1
     assert {"longer", "faster", "transfer split.test_fold=0"} <= set(names)
     assert names["finetune split.test_fold=0 finetune.unfrozen_blocks=2"] == 3
+
+
+@pytest.mark.slow
+def test_variants_may_be_other_backbones(tmp_path):
+    backbones = {"given": {}, "other": {"model": {"backbone": "mobilenetv2_0.35", "weights": "none"}}}
+    study = small_study(tmp_path, "variants", cnns={"dense": {"baseline": {"filters": []}}}, backbones=backbones)
+    run(tmp_path, "dvc", "repro", "studies/variants/dvc.yaml")
+    found = {name: json.loads((study / f"models/{name}/model.json").read_text())["architecture"] for name in backbones}
+    assert [found[name]["backbone"] for name in backbones] == ["mobilenet_0.25", "mobilenetv2_0.35"]
+    table = pd.read_csv(study / "table.csv")
+    assert table["model"].tolist() == ["dense", "given", "other"]
+    assert table["trained_parameters"].nunique() == 3
