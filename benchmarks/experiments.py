@@ -394,9 +394,9 @@ EXPERIMENTS = {
         },
         "ensemble",
         note="Settings of `blockwise-brain-224`, three networks a fold, as for X-rays and PneumoniaMNIST; 30 slices a "
-        "class validate in place of 60, since nothing is chosen by them: depth and epochs are set, the last epoch is "
-        "kept, and all three count. Set, and declared before it ran, after the test figures of the others had been "
-        "seen; seeds and settings were not changed after.",
+        "class validate in place of 60, since they choose no more than the head's epoch and the temperatures: depth "
+        "and epochs are set, the last epoch is kept, and all three count. Set, and declared before it ran, after the "
+        "test figures of the others had been seen; seeds and settings were not changed after.",
     ),
     "leakage-cvc": Experiment(
         "CVC-ClinicDB: frames drawn singly against sequences",

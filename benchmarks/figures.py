@@ -243,7 +243,7 @@ def page(there: list[str], written: dict[str, str]) -> list[str]:
         "intervals are over the card's groups, not as duplicates join them. Where a section says that validation",
         "accuracy chooses a number of unfrozen blocks, it is that of all folds together, of crops that test in other",
         "folds; later runs, and README.md's rows of blockwise-brain-224 and -mobilenet, choose in each fold by its",
-        "own.",
+        "own. mean-brain chooses the number of networks in the older way.",
         "",
     ]
     for name in (*EXPERIMENTS, *MEANS):

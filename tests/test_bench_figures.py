@@ -117,7 +117,7 @@ def test_validation_chooses_how_many_networks_are_averaged():
     def said(val, test):
         groups, ids = np.array(["a", "b", "c"]), np.array(["1", "2", "3"])
         scores = [Scores(labels, probabilities, groups, None) for probabilities in (val, test)]
-        return [Predictions(*scores, ids, ["x", "y", "z"])]
+        return [Predictions(*scores, ids, ids, ["x", "y", "z"])]
 
     def but(row):  # sure of all crops but one
         return np.where(np.arange(3)[:, None] == row, wrong, sure)

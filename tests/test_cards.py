@@ -307,6 +307,9 @@ def test_auto_in_the_split_is_what_the_card_says_and_the_rest_is_kept():
         assert resolve_split(chosen, card) == chosen
     silent = {"protocol": "group", "folds": 5, "near_duplicate_bits": 6, "validation_per_class": None}
     silent |= {"drop_duplicates": False}
+    for protocol, dropped in (("official", True), ("group", False), ("random", False)):
+        asked = params.model_copy(update={"protocol": protocol, "drop_duplicates": "auto"})
+        assert resolve_split(asked, card).drop_duplicates is dropped
     assert resolve_split(params, Card.model_validate(CARD)).model_dump() == params.model_dump() | silent
 
 
@@ -372,7 +375,7 @@ def test_a_test_fold_beyond_the_cards_folds_is_named():
         ("chest-ct", "official", 5, 2, None, True),
         ("chest-xray", "official", 5, 0, 150, False),
         ("iq-oth-nccd", "group", 5, 2, None, False),
-        ("kather-2016", "group", 5, 0, None, False),
+        ("kather-2016", "group", 3, 0, None, False),
         ("phantom", "group", 5, 6, None, False),
     ],
 )

@@ -10,6 +10,7 @@ import sys
 from dataclasses import replace
 from pathlib import Path
 
+import matplotlib.pyplot as plt
 import numpy as np
 import pandas as pd
 import pytest
@@ -285,6 +286,19 @@ def test_blockwise_of_one_fold_has_intervals(paths, params):
     assert "±" not in text
 
 
+def test_the_band_of_one_fold_is_at_its_depth_whatever_the_order(paths, params):
+    for blocks in (0, 1, 2):
+        place(paths, f"{blocks}-0", noisy(blocks, 0.2 + 0.2 * blocks))
+    study = blockwise.Study(folds=[0], blocks=[2, 1], set={})
+    summary = blockwise.summarise(study, params, paths)
+    table = summary.table.set_index("blocks")
+    for name, band in zip(("val_accuracy", "accuracy"), summary.figure.axes[0].collections, strict=True):
+        drawn = {tuple(corner) for corner in band.get_paths()[0].vertices.round(6).tolist()}
+        ends = {(depth, round(table.loc[depth, f"{name}_{end}"], 6)) for depth in (0, 1, 2) for end in ("low", "high")}
+        assert ends <= drawn
+    plt.close(summary.figure)
+
+
 def test_aggregates_are_mean_and_sample_deviation():
     cells = pd.DataFrame({"fold": [0, 1, 2], "blocks": 1, "trained_parameters": 7, "val_accuracy": [0.5, 0.6, 1.0]})
     row = blockwise.aggregate(cells).iloc[0]
@@ -465,6 +479,17 @@ def test_an_ensemble_of_independent_members_gains(paths, params):
         assert table.loc["gain", name] == pytest.approx(difference, abs=1e-5)
 
 
+def test_members_that_validated_on_other_crops_have_no_mean(paths):
+    for name in ("one", "two"):
+        place(paths, name, noisy(3, 0.3))
+    table = pd.read_csv(paths.predictions / "two.csv")
+    val = table["subset"] == "val"
+    table.loc[val, "id"] = table.loc[val, "id"].to_numpy()[::-1]
+    table.to_csv(paths.predictions / "two.csv", index=False)
+    with pytest.raises(InputError, match="other crops or classes"):
+        mean_of([read_predictions(paths.predictions / f"{name}.csv") for name in ("one", "two")])
+
+
 def test_an_ensemble_over_folds_has_their_mean_and_deviation(paths, params):
     cells = {(seed, fold): f"finetune_{seed}-{fold}" for seed in (1, 2) for fold in (0, 2)}
     for (seed, fold), name in cells.items():
@@ -500,7 +525,7 @@ def test_folds_that_test_the_same_crops_are_not_called_test_folds(paths, params)
         place(paths, f"finetune_{name}", noisy(3, 0.3))
     study = ensemble.Study(seeds=[1, 2], folds=[0, 1], set={})
     _, text, _ = written(paths, ensemble.summarise(study, params, paths))
-    assert "of 2 validation folds on 1 test subset" in text
+    assert "of 2 validation folds on 1 test subset, 60 test crops of 10 groups" in text
 
 
 def test_a_markdown_table():

@@ -380,9 +380,13 @@ def resolve_model(model: ModelParams, card: Card) -> Recommended:
 def resolve_split(split: SplitParams, card: Card) -> SplitParams:
     """The split of this run: what params.yaml says, and for `auto` what the card recommends.
 
+    What the card says of drop_duplicates is of its published split: other protocols keep near-duplicates together, or
+    are there to show what sharing them flatters.
     Raises InputError when the card recommends fewer folds than test_fold needs.
     """
     resolved = _resolved(split, card.split)
+    if split.drop_duplicates == "auto" and resolved.protocol != "official":
+        resolved = resolved.model_copy(update={"drop_duplicates": False})
     if resolved.test_fold >= resolved.folds:
         raise InputError(
             f"params.yaml: split: test_fold {resolved.test_fold} must be below folds ({resolved.folds}, which "

@@ -11,13 +11,13 @@ from multiprocessing import get_context
 from pathlib import Path
 from typing import BinaryIO
 
-import imagehash
 import numpy as np
 import pandas as pd
 from PIL import Image
 from scipy import ndimage
 
 from lesionlab.data.cards import Card, card_path
+from lesionlab.data.hashes import perceptual_hash
 from lesionlab.data.readers import BrokenImageError, Frame, brightest, darkest, find_frames, read_mask, read_rgb
 from lesionlab.data.thumbnails import SIDE, thumbnail
 from lesionlab.errors import InputError
@@ -251,7 +251,8 @@ def crop_frame(frame: Frame, classes: list[str], params: CropParams, size: int, 
         images = [cut(image, window, size) for window in windows]
     x, y, width, height = content
     grey = image.crop((x, y, x + width, y + height)).convert("L")
-    fingerprint, digest = str(imagehash.phash(grey)), frame_digest(pixels)
+    digest = frame_digest(pixels)
+    fingerprint = perceptual_hash(grey, digest)
     rows = [
         {
             "label": label, "group": frame.group or frame.name, "frame": frame.name,

@@ -10,11 +10,11 @@ from scipy.sparse.csgraph import connected_components
 from sklearn.model_selection import StratifiedGroupKFold
 
 from lesionlab.data.cards import SUBSETS
+from lesionlab.data.hashes import HASH_BITS
 from lesionlab.errors import InputError
 from lesionlab.params import SplitParams
 from lesionlab.seeds import derive_seed, generator
 
-HASH_BITS = 64
 DROPPED = "none"  # the subset of crops that are in no subset
 PAIR_BLOCK = 256  # rows compared with all later ones at once
 
@@ -77,6 +77,8 @@ def assign_folds(index: pd.DataFrame, params: SplitParams, seed: int) -> pd.Data
     Where the published split is numbered folds, they take the place of drawn ones.
 
     validation_per_class: so many frames a class validate, in whole groups, on top of a published validation subset.
+    No crop that is drawn for validation is of a group that tests; one of such a group that a published split trains on
+    is left there.
     drop_duplicates: subset `none` for what repeats a crop that counts more, see `_drop_duplicates`.
     shuffle_labels: one more column, label, that counts in place of the index's.
 
@@ -106,10 +108,12 @@ def assign_folds(index: pd.DataFrame, params: SplitParams, seed: int) -> pd.Data
             f"params.yaml: split.test_fold is {params.test_fold}, but under split.protocol official the data set has "
             "one test and one validation subset, whatever the fold; take fold 0 (studies: folds: [0]) or protocol group"
         )
+    # A published split may share groups with its own test subset. What is drawn here for validation does not.
+    apart = ~np.isin(groups, groups[test])
     if params.validation_per_class:
-        val |= _draw_validation(index, groups, ~test & ~val, params.validation_per_class, seed)
+        val |= _draw_validation(index, groups, ~test & ~val & apart, params.validation_per_class, seed)
     elif not val.any():
-        val = folds == (params.test_fold if official_subsets else (params.test_fold + 1) % params.folds)
+        val = apart & (folds == (params.test_fold if official_subsets else (params.test_fold + 1) % params.folds))
     subset = np.select([test, val], ["test", "val"], "train").astype(object)
     if params.drop_duplicates:
         subset = _drop_duplicates(index, subset, params.near_duplicate_bits)

@@ -113,7 +113,7 @@ def draw(cells: pd.DataFrame, best: pd.DataFrame) -> plt.Figure:
         grouped = cells.groupby("blocks")[name]
         mean, low, high = grouped.mean(), grouped.mean() - grouped.std(), grouped.mean() + grouped.std()
         if single:
-            low, high = (cells.set_index("blocks")[f"{name}_{end}"] for end in ("low", "high"))
+            low, high = (cells.groupby("blocks")[f"{name}_{end}"].first() for end in ("low", "high"))
         axis.fill_between(mean.index, low, high, color=colour, alpha=0.15, linewidth=0)
         spread = "95 % interval" if single else "mean ± sd of folds"
         axis.plot(mean.index, mean, line, color=colour, label=f"{label}, {spread}", linewidth=1.8)

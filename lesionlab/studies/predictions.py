@@ -18,11 +18,15 @@ SUBSETS = ("val", "test")
 
 @dataclass(frozen=True)
 class Predictions:
-    """What one model said. ids: of the test crops, to pair models. With two classes the threshold is validation's."""
+    """What one model said. With two classes the threshold is validation's.
+
+    ids, val_ids: of the test and the validation crops, to pair models.
+    """
 
     val: Scores
     test: Scores
     ids: np.ndarray
+    val_ids: np.ndarray
     classes: list[str]
 
 
@@ -51,17 +55,19 @@ def read_predictions(path: Path, validation: Path | None = None, sensitivity: fl
     threshold = choose_threshold(labels[val], probabilities[val, 1], sensitivity) if len(classes) == 2 else None
     groups = table["group"].to_numpy()
     parts = [Scores(labels[rows], probabilities[rows], groups[rows], threshold) for rows in (val, test)]
-    return Predictions(*parts, table["id"].to_numpy()[test], classes)
+    ids = table["id"].to_numpy()
+    return Predictions(*parts, ids[test], ids[val], classes)
 
 
 def mean_of(members: list[Predictions], sensitivity: float | None = None) -> Predictions:
     """The mean of the members' probabilities, with a threshold of its own.
 
-    Raises InputError when the members saw other crops or classes.
+    Raises InputError when the members saw other crops or classes, be it in validation alone.
     """
     first = members[0]
     for member in members[1:]:
-        if member.classes != first.classes or not np.array_equal(member.ids, first.ids):
+        same = np.array_equal(member.ids, first.ids) and np.array_equal(member.val_ids, first.val_ids)
+        if member.classes != first.classes or not same:
             raise InputError("ensemble: members predict other crops or classes; run dvc repro in the study's folder")
     val, test = (np.mean([getattr(member, part).probabilities for member in members], axis=0) for part in SUBSETS)
     threshold = choose_threshold(first.val.labels, val[:, 1], sensitivity) if len(first.classes) == 2 else None
@@ -69,7 +75,7 @@ def mean_of(members: list[Predictions], sensitivity: float | None = None) -> Pre
         Scores(one.labels, probabilities, one.groups, threshold)
         for one, probabilities in ((first.val, val), (first.test, test))
     ]
-    return Predictions(*parts, first.ids, first.classes)
+    return Predictions(*parts, first.ids, first.val_ids, first.classes)
 
 
 def point_metrics(scores: Scores) -> dict[str, float]:

@@ -77,9 +77,10 @@ def count_tests(folds: list[Predictions]) -> str:
 
 
 def count_crops(folds: list[Predictions]) -> str:
-    """Test crops of one or several folds, a crop that tests in two of them counted twice, and groups."""
+    """Test crops of one or several folds, one that tests in two of them counted once, and groups."""
+    ids = np.unique(np.concatenate([fold.ids for fold in folds]))
     groups = np.unique(np.concatenate([fold.test.groups for fold in folds]))
-    return f"{sum(len(fold.ids) for fold in folds)} test crops of {len(groups)} groups"
+    return f"{len(ids)} test crops of {len(groups)} groups"
 
 
 def tests_differ(folds: list[Predictions]) -> bool:
