@@ -121,10 +121,7 @@ def test_weights_of_another_network(project):
 def test_weights_for_another_backbone(project):
     write_weights(project / "data" / "weights", "vgg16")
     line = refusal(project, "transfer", "--weights", "data/weights")
-    assert line == (
-        "error: data/weights: holds weights of vgg16, not mobilenet_0.25; run dvc repro (cells of a study share "
-        "weights and crops: set `model` for all of them)"
-    )
+    assert line == "error: data/weights: holds weights of vgg16, not mobilenet_0.25; run dvc repro"
 
 
 def test_a_missing_weight_file(project):

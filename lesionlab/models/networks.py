@@ -84,8 +84,7 @@ def load_backbone_weights(base: keras.Model, folder: Path, backbone: str) -> Non
     described = read_json(folder / "weights.json")
     if described["backbone"] != backbone:
         raise InputError(
-            f"{folder}: holds weights of {described['backbone']}, not {backbone}; run dvc repro (cells of a "
-            "study share weights and crops: set `model` for all of them)"
+            f"{folder}: holds weights of {described['backbone']}, not {backbone}; run dvc repro"
         )
     if described["file"] is None:
         return
