@@ -555,6 +555,8 @@ TARGETS = [
            "mean-brain-networks", of_mean("mean-brain-networks", "accuracy")),
     Target("the same, the mean of 224 and 256 px", "accuracy", "0.948 (VGG19)", "0.948", "mean-brain-sizes",
            of_mean("mean-brain-sizes", "accuracy")),
+    Target("the same, 224 px, normalization trained", "accuracy", "0.948 (VGG19)", "0.948",
+           "blockwise-brain-normalization", of_chosen_depth("blockwise-brain-normalization", "accuracy")),
     Target("the same, 224 px, the mean of three seeds", "accuracy", "0.948 (VGG19)", "0.948", "ensemble-brain",
            of_ensemble("ensemble-brain", "accuracy")),
     Target("lung CT (4 classes), official test, no duplicates", "test accuracy", "0.47 (IQ-OTH, validation)", "0.80",

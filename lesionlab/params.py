@@ -136,6 +136,7 @@ class FinetuneParams(FitParams):
     """Training on with the last blocks unfrozen."""
 
     unfrozen_blocks: PositiveInt
+    batch_normalization: Literal["frozen", "trained"]
 
 
 class EvaluateParams(Section):

@@ -38,8 +38,9 @@ def main(
     transfer = load_classifier(start)
     architecture = transfer.description.architecture
     paths = Paths(crops, split, proof, model, metrics, history)
-    blocks = settings.unfrozen_blocks
-    run_training("finetune", transfer.model, architecture, blocks, settings, params, paths)
+    blocks, normalization = settings.unfrozen_blocks, settings.batch_normalization == "trained"
+    network = transfer.model
+    run_training("finetune", network, architecture, blocks, settings, params, paths, normalization=normalization)
 
 
 if __name__ == "__main__":

@@ -253,6 +253,28 @@ def test_training_moves_the_unfrozen_weights_and_no_other(backbone):
     assert len(statistics) > 50
 
 
+@pytest.mark.parametrize("backbone", ["mobilenet_0.25", pytest.param("mobilenetv2_0.35", marks=pytest.mark.slow)])
+def test_normalization_that_trains_takes_the_statistics_of_the_crops_behind_the_boundary_alone(backbone):
+    architecture = tiny_architecture(backbone, dense=0)
+    network = lively(build_network(architecture, seed=1), architecture)
+    boundary = architecture.boundary(2)
+    suffix, frozen = freeze(network, boundary, normalization=True), prefix_of(network, boundary).layers
+    before = {layer.name: np.array(layer.moving_mean) for layer in normalizations(network)}
+    suffix.compile(keras.optimizers.Adam(1e-3), keras.losses.CategoricalCrossentropy(from_logits=True))
+    images, labels = tiny_crops(8)
+    inputs = prefix_of(network, boundary).predict_on_batch(preprocess(images, architecture.preprocessing))
+    suffix.train_on_batch(inputs, np.eye(2)[labels])
+    moved = {layer.name for layer in normalizations(network) if (before[layer.name] != layer.moving_mean).any()}
+    assert moved == {layer.name for layer in normalizations(network) if layer not in frozen}
+    assert len(moved) > 4
+    freeze(network, boundary)  # what is trained on from there is as the settings of that run say
+    assert not any(layer.trainable for layer in normalizations(network))
+
+
+def normalizations(network: keras.Model) -> list[keras.Layer]:
+    return [layer for layer in network.layers if isinstance(layer, keras.layers.BatchNormalization)]
+
+
 @pytest.mark.parametrize(
     "backbone", ["vgg16", "vgg19", "mobilenet_0.25", pytest.param("resnet50", marks=pytest.mark.slow)]
 )

@@ -24,22 +24,25 @@ from lesionlab.models.networks import build_network, prefix_of
 from lesionlab.training import prefix as prefix_module
 from lesionlab.training.prefix import PLAIN, Inputs, array_digest, cache_folder
 
-CASES = [  # backbone, unfrozen blocks, augmented copies: None without augmentation, 0 anew at every epoch
-    pytest.param("vgg16", 1, None, marks=pytest.mark.slow),
-    pytest.param("vgg16", 1, 2, marks=pytest.mark.slow),
-    pytest.param("mobilenetv2_0.35", 1, None, marks=pytest.mark.slow),
-    pytest.param("mobilenetv2_0.35", 1, 2, marks=pytest.mark.slow),
-    pytest.param("mobilenetv2_0.35", 1, 0, marks=pytest.mark.slow),
-    pytest.param("resnet50", 1, None, marks=pytest.mark.slow),
+# Backbone, unfrozen blocks, augmented copies (None without augmentation, 0 anew at every epoch), normalization.
+CASES = [
+    pytest.param("vgg16", 1, None, "frozen", marks=pytest.mark.slow),
+    pytest.param("vgg16", 1, 2, "frozen", marks=pytest.mark.slow),
+    pytest.param("mobilenetv2_0.35", 1, None, "frozen", marks=pytest.mark.slow),
+    pytest.param("mobilenetv2_0.35", 1, 2, "frozen", marks=pytest.mark.slow),
+    pytest.param("mobilenetv2_0.35", 1, 2, "trained", marks=pytest.mark.slow),
+    pytest.param("mobilenetv2_0.35", 1, 0, "frozen", marks=pytest.mark.slow),
+    pytest.param("resnet50", 1, None, "frozen", marks=pytest.mark.slow),
 ]
 
 
-@pytest.mark.parametrize(("backbone", "blocks", "copies"), CASES)
-def test_cached_uncached_and_end_to_end_training_give_the_same_bits(tmp_path, backbone, blocks, copies):
+@pytest.mark.parametrize(("backbone", "blocks", "copies", "normalization"), CASES)
+def test_cached_uncached_and_end_to_end_training_give_the_same_bits(tmp_path, backbone, blocks, copies, normalization):
     """The boundaries of MobileNetV2 and ResNet50 lie after an addition; end to end is one flat model, no prefix."""
     images, labels = tiny_crops(28)
     task = tiny_task(labels, 20)
-    params = training_params(finetune__augment=copies is not None, finetune__epochs=2, augment__copies=copies or 0)
+    augment = {"finetune__augment": copies is not None, "augment__copies": copies or 0}
+    params = training_params(finetune__epochs=2, finetune__batch_normalization=normalization, **augment)
     architecture = tiny_architecture(backbone, dense=0)
     start = lively(build_network(architecture, params.seed), architecture)
     cached, result = train(architecture, blocks, params, images, task, cache=tmp_path)
@@ -52,6 +55,13 @@ def test_cached_uncached_and_end_to_end_training_give_the_same_bits(tmp_path, ba
         assert result.history.equals(other_result.history)
     trained = {weight.path for weight in cached.trainable_weights}
     assert len(trained) >= 4
+    trained |= {  # statistics move, though no gradient moves them
+        weight.path
+        for layer in cached.layers
+        if isinstance(layer, keras.layers.BatchNormalization) and layer.trainable
+        for weight in layer.weights
+    }
+    assert any("moving" in path for path in trained) == (normalization == "trained")
     for old, weight in zip(start.weights, cached.weights, strict=True):
         if "seed" not in weight.path:
             assert np.array_equal(old, weight) == (weight.path not in trained), weight.path

@@ -96,7 +96,8 @@ def train(
     """
     network = lively(build_network(architecture, params.seed), architecture)
     boundary = architecture.boundary(unfrozen_blocks)
-    suffix, prefix = freeze(network, boundary), prefix_of(network, boundary) if boundary else None
+    suffix = freeze(network, boundary, normalization=params.finetune.batch_normalization == "trained")
+    prefix = prefix_of(network, boundary) if boundary else None
     if how.pop("whole", False):
         suffix, prefix = network, None
     inputs = tiny_inputs(images, architecture.preprocessing, params, prefix=prefix, **how)

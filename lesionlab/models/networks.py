@@ -15,6 +15,9 @@ from lesionlab.seeds import derive_seed
 
 HEAD_CONVOLUTION = "head_conv"  # with a number: the convolutions of a head
 NEW_NORMALIZATION = "new_norm"  # with a number: normalization that has no statistics yet, and so must train
+# Of a normalization that trains. Those of Keras and of keras.applications, 0.99 and 0.999, leave the statistics behind
+# for hundreds or thousands of steps, longer than small sets train.
+MOMENTUM = 0.9
 ATTENTION_REDUCTION = 8  # channels of a block for each unit of its attention's middle layer
 
 
@@ -83,9 +86,7 @@ def load_backbone_weights(base: keras.Model, folder: Path, backbone: str) -> Non
     """
     described = read_json(folder / "weights.json")
     if described["backbone"] != backbone:
-        raise InputError(
-            f"{folder}: holds weights of {described['backbone']}, not {backbone}; run dvc repro"
-        )
+        raise InputError(f"{folder}: holds weights of {described['backbone']}, not {backbone}; run dvc repro")
     if described["file"] is None:
         return
     path = folder / described["file"]
@@ -99,16 +100,20 @@ def load_backbone_weights(base: keras.Model, folder: Path, backbone: str) -> Non
         ) from None
 
 
-def freeze(model: keras.Model, boundary: str | None) -> keras.Model:
-    """Freeze all layers up to `boundary` and every BatchNormalization of the backbone.
+def freeze(model: keras.Model, boundary: str | None, *, normalization: bool = False) -> keras.Model:
+    """Freeze all layers up to `boundary` and, unless `normalization`, every BatchNormalization of the backbone.
 
     Returns the suffix: the part that trains, from the boundary's activation (or the input) to the logits, sharing its
     layers with `model`. A frozen BatchNormalization uses its moving statistics in training too.
+    normalization: behind the boundary it trains, and its statistics become those of the crops.
     """
     frozen = _up_to(model, boundary)
     for layer in model.layers:
-        normalises = isinstance(layer, keras.layers.BatchNormalization) and not layer.name.startswith(NEW_NORMALIZATION)
-        layer.trainable = layer not in frozen and not normalises
+        layer.trainable = layer not in frozen
+        if isinstance(layer, keras.layers.BatchNormalization) and not layer.name.startswith(NEW_NORMALIZATION):
+            layer.trainable &= normalization
+            if layer.trainable:
+                layer.momentum = MOMENTUM
     if boundary is None:
         return model
     return network_of(model.get_layer(boundary).output, model.output, "suffix")
@@ -148,8 +153,7 @@ def _small_cnn(architecture: Architecture) -> keras.Model:
         )
         x = layer(x)
         if architecture.batch_normalization:
-            # Keras's momentum of 0.99 leaves the statistics behind for hundreds of steps, longer than small sets train.
-            x = keras.layers.BatchNormalization(momentum=0.9, name=f"{NEW_NORMALIZATION}{number}")(x)
+            x = keras.layers.BatchNormalization(momentum=MOMENTUM, name=f"{NEW_NORMALIZATION}{number}")(x)
             x = keras.layers.ReLU(name=f"relu{number}")(x)
         if architecture.attention:
             x = _channel_attention(x, number)

@@ -55,9 +55,12 @@ def run_training(
     settings: FitParams,
     params: Params,
     paths: Paths,
+    *,
+    normalization: bool = False,
 ) -> None:
     """Train `network` with its last `unfrozen_blocks` blocks (and its head) unfrozen, and write everything.
 
+    normalization: as in `freeze`.
     Raises InputError when crops are not of the architecture's size, the network has fewer blocks, or the loss is NaN.
     """
     started = time.perf_counter()
@@ -69,7 +72,7 @@ def run_training(
             "repro (cells of a study share its crops, so there set.model.image_size alone counts)"
         )
     task = read_task(paths.crops, paths.split, architecture.classes)
-    suffix = freeze(network, boundary)
+    suffix = freeze(network, boundary, normalization=normalization)
     augmentation = resolve_augmentation(params.augment, read_card(params.dataset))
     inputs = Inputs(
         images,
