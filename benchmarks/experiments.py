@@ -220,7 +220,34 @@ EXPERIMENTS = {
             "@seeds": [1, 2, 3],
         },
         "ensemble",
-        note="Settings of chest-xray-strong, whose test figures had been seen.",
+        note="Settings of chest-xray-strong, whose test figures had been seen. With validation films that were drawn "
+        "before f1fd1bd, 12 of 300 of them of numbers that test, accuracy was 0.921, F1 0.939, precision 0.911 and "
+        "recall 0.969 (on 5f4f153): a threshold from 150 films of pneumonia is a matter of chance.",
+    ),
+    "ensemble-xray-folds": Experiment(
+        "Chest X-ray, the mean of five folds, threshold on all training films out of fold",
+        "chest-xray",
+        "chest_xray",
+        {
+            "model.image_size": 128,
+            "augment.horizontal_flip": False,
+            **UPRIGHT,
+            **FINETUNE,
+            **STRONG,
+            "split.protocol": "official",
+            "split.folds": 5,
+            "split.validation_per_class": None,
+            "training.label_smoothing": 0.1,
+            "finetune.epochs": 5,
+            "finetune.keep": "last",
+            "training.sensitivity": 0.932,
+            "@seeds": [1],
+            "@folds": [0, 1, 2, 3, 4],
+        },
+        "ensemble",
+        note="Settings of ensemble-xray; each fifth of the training films validates once, by children, none of whom "
+        "tests. Set, and declared before it ran, after the test figures of ensemble-xray had been seen with both draws "
+        "of its validation films.",
     ),
     "pneumoniamnist": Experiment(
         "PneumoniaMNIST at 28 pixels, official split",
@@ -467,4 +494,4 @@ MEANS = {
 
 
 def _yaml(value: object) -> str:
-    return json.dumps(value) if isinstance(value, bool | list) else str(value)
+    return json.dumps(value) if isinstance(value, bool | list | None) else str(value)

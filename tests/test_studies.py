@@ -14,6 +14,7 @@ import matplotlib.pyplot as plt
 import numpy as np
 import pandas as pd
 import pytest
+from pydantic import ValidationError
 from scipy.stats import entropy
 from sklearn.metrics import log_loss
 from test_dvc_yaml import HARMLESS, HARMLESS_TO, ROOT, declared, imported_by_stage, params_line
@@ -28,6 +29,7 @@ from lesionlab.studies import blockwise, ensemble, external, leakage, variants
 from lesionlab.studies.figures import GAIN, cell_intervals, cell_points
 from lesionlab.studies.predictions import mean_of, point_metrics, read_predictions, write_predictions
 from lesionlab.studies.tables import Paths, markdown_table, mean_sd, write_summary
+from lesionlab.training.threshold import choose_threshold
 
 MODULES = {"blockwise": blockwise, "ensemble": ensemble, "external": external, "leakage": leakage, "variants": variants}
 SCALARS = {"seed", "dataset"}  # always in a study's `set`, so the repository's value never counts
@@ -159,12 +161,13 @@ def noisy(seed: int, spread: float, count: int = 60) -> np.ndarray:
     return np.clip(drawn, 0.01, 0.99)
 
 
-def shift_ids(paths: Paths, names: list[str], by: int) -> None:
-    """Let cells speak of other crops than those of the first."""
+def shift_ids(paths: Paths, names: list[str], by: int, *subsets: str) -> None:
+    """Let cells speak of other crops than those of the first, be it of some subsets alone."""
     for name in names:
         path = paths.predictions / f"{name}.csv"
         table = pd.read_csv(path)
-        table.assign(id=table["id"] + by).to_csv(path, index=False)
+        moved = table["subset"].isin(subsets or ("val", "test"))
+        table.assign(id=table["id"] + by * moved).to_csv(path, index=False)
 
 
 def place(paths: Paths, name: str, scores: np.ndarray, **trained: object) -> None:
@@ -520,12 +523,42 @@ def test_an_ensemble_over_folds_has_their_mean_and_deviation(paths, params):
     np.testing.assert_allclose(crops["p_b"], positive, atol=1e-5)
 
 
-def test_folds_that_test_the_same_crops_are_not_called_test_folds(paths, params):
-    for name in ("1-0", "2-0", "1-1", "2-1"):
-        place(paths, f"finetune_{name}", noisy(3, 0.3))
-    study = ensemble.Study(seeds=[1, 2], folds=[0, 1], set={})
-    _, text, _ = written(paths, ensemble.summarise(study, params, paths))
-    assert "of 2 validation folds on 1 test subset, 60 test crops of 10 groups" in text
+def test_folds_of_one_test_subset_are_one_ensemble_with_a_threshold_from_all_of_them(paths, params):
+    for fold in (0, 1):
+        place(paths, f"finetune_1-{fold}", noisy(20 + fold, 0.35))
+    study = ensemble.Study(seeds=[1], folds=[0, 1], set={})
+    with pytest.raises(InputError, match="folds share validation crops"):
+        ensemble.summarise(study, params, paths)
+    shift_ids(paths, ["finetune_1-1"], 1000, "val")
+    paths = replace(paths, crops=paths.table.with_name("predictions_ensemble.csv"))
+    table, text, _ = written(paths, ensemble.summarise(study, params, paths))
+    table = table.set_index("model")
+    said = [read_predictions(paths.predictions / f"finetune_1-{fold}.csv") for fold in (0, 1)]
+    labels = np.concatenate([one.val.labels for one in said])
+    threshold = choose_threshold(labels, np.concatenate([one.val.probabilities[:, 1] for one in said]))
+    mean = np.mean([one.test.probabilities[:, 1] for one in said], axis=0)
+    assert threshold not in [one.val.threshold for one in said]
+    right = (mean >= threshold) == said[0].test.labels
+    assert table.loc["ensemble", "accuracy"] == pytest.approx(right.mean(), abs=1e-5)
+    assert table.loc["ensemble", "accuracy_low"] < right.mean() < table.loc["ensemble", "accuracy_high"]
+    for fold, one in enumerate(said):
+        alone = point_metrics(one.test)["accuracy"]  # at the threshold of its own validation crops
+        assert table.loc[f"member, seed 1, fold {fold}", "accuracy"] == pytest.approx(alone, abs=1e-5)
+    assert "60 test crops of 10 groups, [95 % interval" in text
+    assert "the ensemble's threshold is chosen on all 120 crops" in text
+    crops = pd.read_csv(paths.crops)
+    assert (set(crops["fold"]), len(crops)) == ({-1}, 60)
+    np.testing.assert_allclose(crops["p_b"], mean, atol=1e-5)
+
+
+def test_one_member_is_no_ensemble(paths, params):
+    with pytest.raises(ValidationError, match="one seed and one fold are one member"):
+        ensemble.Study(seeds=[1], folds=[0], set={})
+    for fold in (0, 1):
+        place(paths, f"finetune_1-{fold}", noisy(fold, 0.3))
+    shift_ids(paths, ["finetune_1-1"], 1000)
+    with pytest.raises(InputError, match="each fold tests other crops, so that one seed is one member"):
+        ensemble.summarise(ensemble.Study(seeds=[1], folds=[0, 1], set={}), params, paths)
 
 
 def test_a_markdown_table():

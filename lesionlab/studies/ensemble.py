@@ -10,14 +10,15 @@ from typing import Annotated, Any
 import matplotlib.pyplot as plt
 import numpy as np
 import pandas as pd
-from pydantic import Field
+from pydantic import Field, model_validator
 
+from lesionlab.errors import InputError
 from lesionlab.evaluation.metrics import Scores, classification_metrics, resample
 from lesionlab.evaluation.uncertainty import entropy, mutual_information, risk_coverage, selective_metrics
 from lesionlab.params import Count, Params, Section
 from lesionlab.pictures import SERIES_COLOURS
-from lesionlab.studies.predictions import Predictions, mean_of, read_predictions
-from lesionlab.studies.tables import Paths, Summary, count_crops, count_tests, interval, mean_sd, provenance
+from lesionlab.studies.predictions import Predictions, mean_of, out_of_fold, read_predictions
+from lesionlab.studies.tables import Paths, Summary, count_crops, interval, mean_sd, provenance, tests_differ
 
 SHOWN = ("accuracy", "balanced_accuracy", "precision", "recall", "f1", "roc_auc", "log_loss", "aurc")
 RANKINGS = dict(zip(("entropy", "mutual information"), SERIES_COLOURS, strict=False))
@@ -26,59 +27,81 @@ RANKINGS = dict(zip(("entropy", "mutual information"), SERIES_COLOURS, strict=Fa
 class Study(Section):
     """studies/ensemble/params.yaml."""
 
-    seeds: Annotated[list[Count], Field(min_length=2)]
+    seeds: Annotated[list[Count], Field(min_length=1)]
     folds: Annotated[list[Count], Field(min_length=1)]
     set: dict[str, Any]
 
+    @model_validator(mode="after")
+    def _several_members(self) -> "Study":
+        if len(self.seeds) * len(self.folds) < 2:
+            raise ValueError("one seed and one fold are one member; give several seeds, or folds that only validate")
+        return self
+
 
 @dataclass(frozen=True)
-class Fold:
-    """What the members said of one fold's crops, in the order of the study's seeds, and their mean."""
+class Part:
+    """What members, by name, said of the same test crops, and their mean. fold: its number, -1 for all of them."""
 
-    number: int
-    members: list[Predictions]
+    fold: int
+    members: dict[str, Predictions]
     joint: Predictions
 
 
 def summarise(study: Study, params: Params, paths: Paths) -> Summary:
     """A row a member, their mean figures, the ensemble's, and the gain: ensemble less mean member, paired.
 
-    One fold: with intervals. Several: mean and standard deviation over them.
+    Of one test subset: with intervals. Of folds that test other crops each: mean and standard deviation over them.
     """
-    folds = [_fold(paths, number, study.seeds, params) for number in study.folds]
-    table, shown = _one_fold(folds[0], study.seeds, params) if len(folds) == 1 else _over_folds(folds, study.seeds)
+    parts = _parts(study, params, paths)
+    single = len(parts) == 1
+    table, shown = _one_test(parts[0], params) if single else _over_folds(parts)
     origin = provenance([paths.metrics / f"finetune_{seed}-{n}.json" for seed in study.seeds for n in study.folds])
-    tests = [fold.joint for fold in folds]
+    tests = [part.joint for part in parts]
     spread = (
         f"{count_crops(tests)}, [95 % interval, bootstrap over groups, the same draws for all rows]"
-        if len(folds) == 1
-        else f"Mean ± standard deviation of {count_tests(tests)}, {count_crops(tests)}"
+        if single
+        else f"Mean ± standard deviation of {len(parts)} test folds, {count_crops(tests)}"
     )
-    information = np.concatenate([_information(fold) for fold in folds])
-    wrong = np.concatenate([fold.joint.test.wrong for fold in folds])
+    information = np.concatenate([_information(part) for part in parts])
+    wrong = np.concatenate([part.joint.test.wrong for part in parts])
     notes = [
         f"{spread}; {params.dataset}, {origin}. aurc: area under the risk-coverage curve of the entropy, lower is "
         "better; a random order gives the error rate. Gain is ensemble less mean member.",
         f"Mutual information of the members: {_mean(information[wrong])} nats where the ensemble is wrong, "
         f"{_mean(information[~wrong])} where it is right.",
     ]
+    if single and len(study.folds) > 1:
+        notes.append(
+            f"Each of {len(study.folds)} folds of what does not test validated members that trained on the others: the "
+            f"ensemble's threshold is chosen on all {len(tests[0].val_ids)} crops, each as those members see it."
+        )
     gain = table.set_index("model").loc["gain"]
     headline = {f"gain_{name}": float(gain[name]) for name in SHOWN}
-    title, said = f"Ensemble of {len(study.seeds)}", crops_table(folds)
+    title, said = f"Ensemble of {len(parts[0].members)}", crops_table(parts)
     return Summary(title, table, shown, notes, draw(wrong, said["entropy"].to_numpy(), information), headline, said)
 
 
-def _fold(paths: Paths, number: int, seeds: list[int], params: Params) -> Fold:
-    sensitivity = params.training.sensitivity
-    files = [paths.predictions / f"finetune_{seed}-{number}.csv" for seed in seeds]
-    members = [read_predictions(file, sensitivity=sensitivity) for file in files]
-    return Fold(number, members, mean_of(members, sensitivity))
+def _parts(study: Study, params: Params, paths: Paths) -> list[Part]:
+    """A part a fold; where folds share a published test subset and differ in validation alone, one of all members."""
+    sensitivity, parts = params.training.sensitivity, []
+    for fold in study.folds:
+        files = {f"seed {seed}": paths.predictions / f"finetune_{seed}-{fold}.csv" for seed in study.seeds}
+        members = {name: read_predictions(file, sensitivity=sensitivity) for name, file in files.items()}
+        parts.append(Part(fold, members, mean_of(list(members.values()), sensitivity)))
+    if len(parts) == 1:
+        return parts
+    if not tests_differ([part.joint for part in parts]):
+        named = {f"{name}, fold {part.fold}": said for part in parts for name, said in part.members.items()}
+        return [Part(-1, named, out_of_fold([part.joint for part in parts], sensitivity))]
+    if len(study.seeds) == 1:
+        raise InputError("ensemble: each fold tests other crops, so that one seed is one member; give several seeds")
+    return parts
 
 
-def _one_fold(fold: Fold, seeds: list[int], params: Params) -> tuple[pd.DataFrame, pd.DataFrame]:
+def _one_test(part: Part, params: Params) -> tuple[pd.DataFrame, pd.DataFrame]:
     """Each row's figures with the ends of their intervals, and the same as texts."""
-    how = {"groups": fold.joint.test.groups, "resamples": params.evaluate.resamples, "seed": params.seed}
-    named = {name: resample(figures, **how) for name, figures in _rows(fold, seeds).items()}
+    how = {"groups": part.joint.test.groups, "resamples": params.evaluate.resamples, "seed": params.seed}
+    named = {name: resample(figures, **how) for name, figures in _rows(part).items()}
     named["gain"] = named["ensemble"].minus(named["mean member"])
     rows = []
     for name, figures in named.items():
@@ -96,13 +119,13 @@ def _one_fold(fold: Fold, seeds: list[int], params: Params) -> tuple[pd.DataFram
     return table, shown
 
 
-def _over_folds(folds: list[Fold], seeds: list[int]) -> tuple[pd.DataFrame, pd.DataFrame]:
+def _over_folds(parts: list[Part]) -> tuple[pd.DataFrame, pd.DataFrame]:
     """Each row's mean figures and their standard deviations (n - 1) over folds, and the same as texts."""
     rows, texts = [], []
     cells: dict[str, list[dict[str, float]]] = {}
-    for fold in folds:
-        every_crop_once = np.ones((1, len(fold.joint.ids)))
-        for name, figures in _rows(fold, seeds).items():
+    for part in parts:
+        every_crop_once = np.ones((1, len(part.joint.ids)))
+        for name, figures in _rows(part).items():
             cells.setdefault(name, []).append({key: float(value[0]) for key, value in figures(every_crop_once).items()})
     tables = {name: pd.DataFrame(values) for name, values in cells.items()}
     tables["gain"] = tables["ensemble"] - tables["mean member"]
@@ -114,30 +137,29 @@ def _over_folds(folds: list[Fold], seeds: list[int]) -> tuple[pd.DataFrame, pd.D
     return pd.DataFrame(rows), pd.DataFrame(texts)
 
 
-def _rows(fold: Fold, seeds: list[int]) -> dict[str, Callable[[np.ndarray], dict[str, np.ndarray]]]:
-    """Of each row but the gain a function of the fold's crop weights."""
-    members = [_figures(member.test) for member in fold.members]
-    named = {f"member, seed {seed}": figures for seed, figures in zip(seeds, members, strict=True)}
-    return named | {"mean member": _mean_of_figures(members), "ensemble": _figures(fold.joint.test)}
+def _rows(part: Part) -> dict[str, Callable[[np.ndarray], dict[str, np.ndarray]]]:
+    """Of each row but the gain a function of the test crops' weights."""
+    named = {f"member, {name}": _figures(member.test) for name, member in part.members.items()}
+    return named | {"mean member": _mean_of_figures(list(named.values())), "ensemble": _figures(part.joint.test)}
 
 
-def _information(fold: Fold) -> np.ndarray:
-    return mutual_information(np.stack([member.test.probabilities for member in fold.members]))
+def _information(part: Part) -> np.ndarray:
+    return mutual_information(np.stack([member.test.probabilities for member in part.members.values()]))
 
 
-def crops_table(folds: list[Fold]) -> pd.DataFrame:
-    """A row a test crop and fold.
+def crops_table(parts: list[Part]) -> pd.DataFrame:
+    """A row a test crop and part.
 
     fold, id, label, predicted, p_<class>, entropy of the mean, mutual_information of the members.
     """
     tables = []
-    for fold in folds:
-        scores, names = fold.joint.test, np.array(fold.joint.classes)
-        table = pd.DataFrame({"fold": fold.number, "id": fold.joint.ids, "label": names[scores.labels]})
+    for part in parts:
+        scores, names = part.joint.test, np.array(part.joint.classes)
+        table = pd.DataFrame({"fold": part.fold, "id": part.joint.ids, "label": names[scores.labels]})
         table["predicted"] = names[scores.predicted]
         for number, name in enumerate(names):
             table[f"p_{name}"] = scores.probabilities[:, number]
-        tables.append(table.assign(entropy=entropy(scores.probabilities), mutual_information=_information(fold)))
+        tables.append(table.assign(entropy=entropy(scores.probabilities), mutual_information=_information(part)))
     return pd.concat(tables, ignore_index=True)
 
 

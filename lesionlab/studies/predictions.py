@@ -1,6 +1,6 @@
 """What a model said of validation and test crops, as a CSV that a study's summary reads."""
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import numpy as np
@@ -76,6 +76,30 @@ def mean_of(members: list[Predictions], sensitivity: float | None = None) -> Pre
         for one, probabilities in ((first.val, val), (first.test, test))
     ]
     return Predictions(*parts, first.ids, first.val_ids, first.classes)
+
+
+def out_of_fold(folds: list[Predictions], sensitivity: float | None = None) -> Predictions:
+    """The mean of what folds said of one test subset, with a threshold from all that any of them validated on.
+
+    folds: each said something of validation crops of its own, which train the others.
+    Raises InputError when they saw other test crops or classes, or share a validation crop.
+    """
+    first, val_ids = folds[0], np.concatenate([fold.val_ids for fold in folds])
+    if any(fold.classes != first.classes or not np.array_equal(fold.ids, first.ids) for fold in folds):
+        raise InputError("ensemble: folds predict other test crops or classes; run dvc repro in the study's folder")
+    if len(np.unique(val_ids)) < len(val_ids):
+        raise InputError(
+            "ensemble: folds share validation crops, so that they are no folds; with a published test subset they "
+            "take -S set.split.validation_per_class=null and no published validation subset "
+            "(set.split.official_validation=false)"
+        )
+    labels, val, groups = (
+        np.concatenate([getattr(fold.val, name) for fold in folds]) for name in ("labels", "probabilities", "groups")
+    )
+    test = np.mean([fold.test.probabilities for fold in folds], axis=0)
+    threshold = choose_threshold(labels, val[:, 1], sensitivity) if len(first.classes) == 2 else None
+    scores = Scores(labels, val, groups, threshold), replace(first.test, probabilities=test, threshold=threshold)
+    return Predictions(*scores, first.ids, val_ids, first.classes)
 
 
 def point_metrics(scores: Scores) -> dict[str, float]:
