@@ -106,7 +106,8 @@ def assign_folds(index: pd.DataFrame, params: SplitParams, seed: int) -> pd.Data
     if params.test_fold and official_subsets and (val.any() or params.validation_per_class):
         raise InputError(
             f"params.yaml: split.test_fold is {params.test_fold}, but under split.protocol official the data set has "
-            "one test and one validation subset, whatever the fold; take fold 0 (studies: folds: [0]) or protocol group"
+            "one test and one validation subset, whatever the fold; take fold 0 (studies: folds: [0]) or protocol "
+            "group, or let folds of the rest validate: split.validation_per_class=null, split.official_validation=false"
         )
     # A published split may share groups with its own test subset. What is drawn here for validation does not.
     apart = ~np.isin(groups, groups[test])

@@ -88,11 +88,7 @@ def out_of_fold(folds: list[Predictions], sensitivity: float | None = None) -> P
     if any(fold.classes != first.classes or not np.array_equal(fold.ids, first.ids) for fold in folds):
         raise InputError("ensemble: folds predict other test crops or classes; run dvc repro in the study's folder")
     if len(np.unique(val_ids)) < len(val_ids):
-        raise InputError(
-            "ensemble: folds share validation crops, so that they are no folds; with a published test subset they "
-            "take -S set.split.validation_per_class=null and no published validation subset "
-            "(set.split.official_validation=false)"
-        )
+        raise InputError("ensemble: folds share validation crops; run dvc repro in the study's folder")
     labels, val, groups = (
         np.concatenate([getattr(fold.val, name) for fold in folds]) for name in ("labels", "probabilities", "groups")
     )
