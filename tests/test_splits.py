@@ -519,6 +519,19 @@ def test_what_is_drawn_for_validation_shares_no_group_with_a_published_test_subs
     assert ((table["subset"] == "test") == (index["official"] == "test")).all()
 
 
+def test_folds_of_what_does_not_test_validate_once_each_and_a_drawn_subset_has_no_folds():
+    index = make_index(40)
+    index["official"] = np.where(index["group"].str[1:].astype(int) < 10, "test", "train")
+    seen = []
+    for fold in range(5):
+        subset = assign_folds(index, protocol("official", folds=5, test_fold=fold), 42)["subset"]
+        assert ((subset == "test") == (index["official"] == "test")).all()
+        seen += index["id"][subset == "val"].tolist()
+    assert sorted(seen) == index["id"][index["official"] == "train"].tolist()
+    with pytest.raises(InputError, match=r"or let folds of the rest validate: split\.validation_per_class=null"):
+        assign_folds(index, protocol("official", folds=5, test_fold=1, validation_per_class=6), 42)
+
+
 def test_official_without_a_published_split_is_an_error():
     with pytest.raises(
         InputError, match=r"params\.yaml: split\.protocol is official, but the data set has no official"
