@@ -82,6 +82,7 @@ class TrainingParams(Section):
     batch_size: PositiveInt
     class_weights: bool
     label_smoothing: Annotated[float, Field(ge=0, lt=1)]
+    mixup: Annotated[float, Field(ge=0)]
     sensitivity: Annotated[float, Field(gt=0, le=1)] | None
     dtype: Literal["auto", "float32", "mixed_bfloat16"]
     prefix_cache: bool

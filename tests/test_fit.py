@@ -22,8 +22,9 @@ from lesionlab.errors import InputError
 from lesionlab.files import read_images, read_json
 from lesionlab.models.networks import build_network, in_float32, softmax
 from lesionlab.models.saved import load_classifier
+from lesionlab.seeds import generator
 from lesionlab.training import backend, resume
-from lesionlab.training.fit import Task, _class_weights, _epoch_batches, fit, predict_rows
+from lesionlab.training.fit import Task, _class_weights, _epoch_batches, fit, mix, predict_rows
 from lesionlab.training.prefix import PLAIN, Inputs
 from lesionlab.training.run import read_task
 
@@ -209,6 +210,36 @@ def test_the_loss_is_the_weighted_cross_entropy(weighted, smoothing):
     weights = np.where(labels[:BATCH] == 1, 2.0, 2 / 3) if weighted else np.ones(BATCH)
     expected = (weights * -(targets * np.log(probabilities)).sum(axis=1)).mean()
     assert result.history["loss"].iloc[0] == pytest.approx(expected, rel=1e-5)
+
+
+@pytest.mark.parametrize("alpha", [0.2, 1.0])
+def test_mixed_rows_cost_what_both_labels_cost(alpha):
+    """The weighted cross entropy of a mixed row is that of its own label and of the other one, each by its share."""
+    draws = np.random.default_rng(0)
+    count, classes = 40, 3
+    labels = draws.integers(classes, size=count)
+    values = np.arange(count, dtype="float32")[:, None, None].repeat(2, axis=1)
+    logs = np.log(softmax(draws.normal(size=(count, classes))))
+    weights = np.array([0.5, 1.0, 3.0], dtype="float32")[labels]
+    mixed, targets, total = mix(values, np.eye(classes, dtype="float32")[labels], weights, alpha, generator(1, "mixup"))
+    again = generator(1, "mixup")
+    other, share = again.permutation(count), again.beta(alpha, alpha, count)
+    assert sorted(other) == list(range(count))
+    assert share.std() > 0.2
+    np.testing.assert_allclose(mixed[:, 0, 0], share * np.arange(count) + (1 - share) * other, rtol=1e-5)
+    np.testing.assert_allclose(targets.sum(axis=1), 1, rtol=1e-6)
+    rows = np.arange(count)
+    own, others = -weights * logs[rows, labels], -weights[other] * logs[rows, labels[other]]
+    np.testing.assert_allclose(-total * (targets * logs).sum(axis=1), share * own + (1 - share) * others, rtol=1e-5)
+
+
+def test_mixup_trains_to_the_same_bits_and_to_others_than_without(crops):
+    first, again, without = (
+        train_baseline(*crops, training__mixup=mixup, baseline__epochs=2)[0].get_weights() for mixup in (0.4, 0.4, 0)
+    )
+    for a, b in zip(first, again, strict=True):
+        np.testing.assert_array_equal(a, b)
+    assert any((a != b).any() for a, b in zip(first, without, strict=True))
 
 
 def test_validation_is_never_augmented(crops, monkeypatch):

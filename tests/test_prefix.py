@@ -67,6 +67,16 @@ def test_cached_uncached_and_end_to_end_training_give_the_same_bits(tmp_path, ba
             assert np.array_equal(old, weight) == (weight.path not in trained), weight.path
 
 
+def test_crops_are_mixed_to_the_same_bits_with_and_without_the_cache(tmp_path):
+    images, labels = tiny_crops(28)
+    params = training_params(finetune__epochs=2, training__mixup=0.4)
+    run = tiny_architecture("mobilenet_0.25"), 1, params, images, tiny_task(labels, 20)
+    (cached, result), (other, other_result) = train(*run, cache=tmp_path), train(*run, cache=None)
+    for a, b in zip(cached.get_weights(), other.get_weights(), strict=True):
+        np.testing.assert_array_equal(a, b)
+    assert result.history.equals(other_result.history)
+
+
 @pytest.fixture(scope="module")
 def network():
     return lively(build_network(tiny_architecture("mobilenet_0.25"), 1), tiny_architecture("mobilenet_0.25"))

@@ -91,6 +91,8 @@ def fit(
             for step, (chosen, chosen_versions) in enumerate(batches):
                 _seed_dropout(suffix, derive_seed(seed, stage, "dropout", epoch, step))
                 batch = inputs.read(chosen, chosen_versions), targets[chosen], weights[task.labels[chosen]]
+                if training.mixup:
+                    batch = mix(*batch, training.mixup, generator(seed, stage, "mixup", epoch, step))
                 loss, accuracy = suffix.train_on_batch(*batch)
                 sums += float(loss), float(accuracy)
                 _require_finite(loss, f"the loss is {loss} at epoch {epoch}, step {step}", stage, settings)
@@ -114,6 +116,25 @@ def fit(
     if state:
         state.remove()
     return Fit(pd.DataFrame(standing.history), standing.kept_epoch, standing.kept_probabilities)
+
+
+def mix(
+    values: np.ndarray, targets: np.ndarray, weights: np.ndarray, alpha: float, draws: np.random.Generator
+) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """Mixup: each row of a batch is mixed with another one; its share is drawn from Beta(alpha, alpha).
+
+    values: (n, ...), pixels or maps. targets: (n, classes), each row with the sum 1. weights: (n,). The weighted cross
+    entropy of what is returned is the mean, by the shares, of those of both labels.
+    Source: Zhang et al., ICLR 2018, https://arxiv.org/abs/1710.09412; between layers: Verma et al., ICML 2019,
+    https://arxiv.org/abs/1806.05236. There the whole batch has one share, here each row its own.
+    """
+    other = draws.permutation(len(values))
+    share = draws.beta(alpha, alpha, len(values)).astype("float32")
+    each = share.reshape(-1, *(1,) * (values.ndim - 1))
+    own, others = share * weights, (1 - share) * weights[other]
+    total = own + others
+    mixed = (own[:, None] * targets + others[:, None] * targets[other]) / total[:, None]
+    return each * values + (1 - each) * values[other], mixed, total
 
 
 def predict_rows(suffix: keras.Model, inputs: Source, rows: np.ndarray) -> np.ndarray:
