@@ -136,7 +136,7 @@ class TransferParams(FitParams):
 class FinetuneParams(FitParams):
     """Training on with the last blocks unfrozen."""
 
-    unfrozen_blocks: PositiveInt
+    unfrozen_blocks: Annotated[int, Field(ge=1, le=5)]  # every backbone has five
     batch_normalization: Literal["frozen", "trained"]
 
 
@@ -229,6 +229,7 @@ class Overlay:
             raise InputError(f"--cell {self.cell}: give --study too, the file that holds it")
         if self.study is not None:
             content = _load_yaml(self.study.read_text, str(self.study))
+            _require_below_set(content, self.study)
             for key in filter(None, ("set", self.cell)):
                 found.append((f"{self.study}: {key}", _mapping_at(content, key, self.study)))
         for setting in self.settings:
@@ -294,6 +295,14 @@ def _load_yaml(read: Callable[[], str], name: str) -> object:
         raise InputError(f"{name}: not found") from None
     except (YAMLError, UnicodeDecodeError) as error:
         raise InputError(f"{name}: not valid YAML: {' '.join(str(error).split())}") from None
+
+
+def _require_below_set(content: object, study: Path) -> None:
+    """Raise InputError when a key of params.yaml stands beside `set`, where it would change nothing."""
+    misplaced = [key for key in content if key in Params.model_fields] if isinstance(content, Mapping) else []
+    if misplaced:
+        key = misplaced[0]
+        raise InputError(f"{study}: '{key}' stands beside 'set', where nothing reads it; say set.{key}, as -S too")
 
 
 def _mapping_at(content: object, key: str, path: Path) -> dict:

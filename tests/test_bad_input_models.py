@@ -108,7 +108,7 @@ def test_more_unfrozen_blocks_than_the_backbone_has(project):
     change_params(project, {"finetune.unfrozen_blocks": 6})
     write_transfer(project / "models" / "transfer")
     line = refusal(project, "finetune", "--start", "models/transfer")
-    assert line == "error: params.yaml: finetune.unfrozen_blocks is 6, but mobilenet_0.25 has 5 blocks"
+    assert line == "error: params.yaml: finetune.unfrozen_blocks: Input should be less than or equal to 5 (is: 6)"
 
 
 def test_weights_of_another_network(project):

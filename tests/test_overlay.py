@@ -80,6 +80,9 @@ def test_a_misspelt_key_of_a_study_names_its_file(study):
     write_yaml_file(study, {"set": {"crop": {"jiter": 0.1}}})
     expected = "studies/depth/params.yaml: set: unknown key 'crop.jiter'; did you mean 'jitter'?"
     assert refusal(study) == expected
+    write_yaml_file(study, {"set": {}, "dataset": "kvasir-seg"})  # what DVC advises: -S +dataset=kvasir-seg
+    expected = "studies/depth/params.yaml: 'dataset' stands beside 'set', where nothing reads it; say set.dataset"
+    assert refusal(study).startswith(expected)
     write_yaml_file(study, {"sets": {}})
     assert refusal(study) == "studies/depth/params.yaml: key 'set' is missing"
     assert refusal(study.with_name("none.yaml")) == "studies/depth/none.yaml: not found"
