@@ -147,7 +147,11 @@ BRAIN_SEEDS = {
 EXPERIMENTS = {
     "kvasir-group": Experiment("Kvasir-SEG, near-duplicates kept together", "kvasir-seg", "Kvasir-SEG"),
     "kvasir-fold2": Experiment(
-        "Kvasir-SEG, a test fold that no setting was chosen with", "kvasir-seg", "Kvasir-SEG", {"split.test_fold": 2}
+        "Kvasir-SEG, a test fold that no classifier's setting was chosen with",
+        "kvasir-seg",
+        "Kvasir-SEG",
+        {"split.test_fold": 2},
+        note="Before it, detectors of earlier kinds had been seen on these test frames (README.md).",
     ),
     "augment-cached": Experiment(
         "Kvasir-SEG at 64 px, four cached copies of each crop",
@@ -189,6 +193,8 @@ EXPERIMENTS = {
         "chest-xray",
         "chest_xray",
         {"model.image_size": 128, "augment.copies": 2, **XRAY, **FINETUNE, "finetune.epochs": 5},
+        note="With validation films that were drawn before 0250f9b, 12 of 300 of them of numbers that test, the test "
+        "accuracy of the same settings was 0.800 and F1 0.862 (on 6327956).",
     ),
     "chest-xray-strong": Experiment(
         "Chest X-ray, stronger augmentation, films squashed to squares",
@@ -209,7 +215,8 @@ EXPERIMENTS = {
         note="Padded to squares, a film's proportions would tell where it is from; squashed, they do not. (The copies "
         "that were read are squares already: only what is left of a film without its black margins has proportions.) "
         "Thresholds reach the sensitivity that Kermany et al. published for this test set, 0.932 (Cell 172:1122-1131, "
-        "2018), on validation films. Run after the test figures of chest-xray had been seen.",
+        "2018), on validation films. Run after the test figures of chest-xray had been seen. With validation films "
+        "that were drawn before 0250f9b the ensemble's accuracy was 0.910, F1 0.930 (on 4e47b59).",
     ),
     "ensemble-xray": Experiment(
         "Chest X-ray, the mean of three seeds of the same",
@@ -233,7 +240,7 @@ EXPERIMENTS = {
         "recall 0.969 (on 5f4f153): a threshold from 150 films of pneumonia is a matter of chance.",
     ),
     "ensemble-xray-folds": Experiment(
-        "Chest X-ray, the mean of five folds, threshold on all training films out of fold",
+        "Chest X-ray, the mean of five folds, threshold on training films out of fold",
         "chest-xray",
         "chest_xray",
         {
@@ -253,9 +260,9 @@ EXPERIMENTS = {
             "@folds": [0, 1, 2, 3, 4],
         },
         "ensemble",
-        note="Settings of ensemble-xray; each fifth of the training films validates once, by children, none of whom "
-        "tests. Set, and declared before it ran, after the test figures of ensemble-xray had been seen with both draws "
-        "of its validation films.",
+        note="Settings of ensemble-xray; each fifth of the training films whose numbers do not test validates once, "
+        "by numbers. Set, and declared before it ran, after the test figures of ensemble-xray had been seen with both "
+        "draws of its validation films.",
     ),
     "pneumoniamnist": Experiment(
         "PneumoniaMNIST at 28 pixels, official split",

@@ -15,6 +15,7 @@ writes  docs/figures.md, docs/*.png, and the table of systems between the marker
 """
 
 import json
+import re
 import shlex
 import subprocess
 import tempfile
@@ -37,7 +38,8 @@ from benchmarks.experiments import EXPERIMENTS, MEANS
 from benchmarks.means import TEST_FIGURES, chosen, figures_of_means
 from lesionlab.data.cards import grouped_by, read_card
 from lesionlab.errors import InputError
-from lesionlab.evaluation.table import interval, kept_apart
+from lesionlab.evaluation.subgroups import FEW_GROUPS
+from lesionlab.evaluation.table import KEPT_APART, interval, kept_apart
 from lesionlab.files import read_json, whole_file, write_json
 from lesionlab.progress import progress
 from lesionlab.stage import run
@@ -50,7 +52,8 @@ SECONDS, COLD, DENSE = (Path(f"benchmarks/{name}.json") for name in ("seconds", 
 COLD_RUNS = 5
 BEGIN, END = "<!-- figures: python -m benchmarks.figures -->", "<!-- end of figures -->"
 MODELS = ("baseline", "transfer", "finetune")
-PLACEHOLDERS = {"mobilenetv2": "WEIGHTS", "mobilenet": "mobilenet_1.0.weights.h5"}  # in the pages' commands
+NO_PATIENTS = {"brain-tumor-cheng"}  # the copy's table names none, which runs before fbde86c did not record
+PLACEHOLDERS = {"mobilenetv2": "WEIGHTS", "mobilenet": "MOBILENET"}  # in the pages' commands
 WEIGHT_FILES = {  # what the pages' figures were measured with, by SHA-256
     "mobilenetv2_1.0.weights.h5": "9c1b81fdf493faeed07f249980bb7ab949d6662deba6d36234991525df6fc449",
     "mobilenet_1.0.weights.h5": "05087685359a7cdc778f8f480c0c56932ebb3e48ac67f4228bb168d1d9fb86cf",
@@ -98,12 +101,14 @@ def main(
     if not there:
         raise InputError("no experiment of this name is here; give --data and --weights to run them")
     written = sections(PAGE.read_text()) if PAGE.exists() else {}
+    lines = page(there, written)
     with whole_file(PAGE) as temporary:
-        temporary.write_text("\n".join(page(there, written)))
+        temporary.write_text("\n".join(lines))
     before, rest = README.read_text().split(BEGIN)
     old, after = rest.split(END)
+    table = systems(there, old.splitlines(), sections("\n".join(lines)))
     with whole_file(README) as temporary:
-        temporary.write_text(f"{before}{BEGIN}\n" + "\n".join(systems(there, old.splitlines())) + f"\n{END}{after}")
+        temporary.write_text(f"{before}{BEGIN}\n" + "\n".join(table) + f"\n{END}{after}")
 
 
 def require_files(names: list[str], data: Path, weights: dict[str, Path]) -> None:
@@ -233,25 +238,41 @@ def page(there: list[str], written: dict[str, str]) -> list[str]:
         "",
         "Written by `python -m benchmarks.figures`. [95 % interval, bootstrap over groups].",
         "DATA is a folder of reduced copies of the releases, WEIGHTS a file of MobileNetV2's ImageNet weights without",
-        "its top, those of other networks beside it. Neither is passed on: README.md says how the copies differ from",
+        "its top, MOBILENET one of MobileNet's. Neither is passed on: README.md says how the copies differ from",
         "the releases. The weights were de-quantised from releases of 8 bits, so that those which `weights: imagenet`",
         "downloads give other figures; their SHA-256 are",
         ",\n".join(f"`{file}` {digest}" for file, digest in WEIGHT_FILES.items()) + ".",
-        "Where no commit is named, and on those before 70b2c72, detections are of the classifier's own head on the",
-        "map, with its best windows classified again from 9cdc9c0 on; before 1d3478d, of a head on the last map",
-        "alone; before c229c1b, of a head that learned from nothing, with windows as they come. Before 72c0907",
+        "Of pneumoniamnist, blockwise-lc25000, blockwise-brain and the three of the leak, run before 72c0907,",
         "intervals are over the card's groups, not as duplicates join them. Where a section says that validation",
         "accuracy chooses a number of unfrozen blocks, it is that of all folds together, of crops that test in other",
         "folds; later runs, and README.md's rows of blockwise-brain-224 and -mobilenet, choose in each fold by its",
-        "own. mean-brain chooses the number of networks in the older way.",
+        "own. mean-brain chooses the number of networks in the older way. The copy of the brain tumours names no",
+        "patient: groups are runs of slices of one class that are alike, and that no patient of the release lies in",
+        "two of its folds rests on their author's word.",
         "",
     ]
     for name in (*EXPERIMENTS, *MEANS):
         if name in there:
-            lines += [*(mean_section(name) if name in MEANS else section(name)), ""]
+            text = "\n".join(mean_section(name) if name in MEANS else section(name))
         elif name in written:
-            lines += [written[name], ""]
+            text = written[name]
+        else:
+            continue
+        if name in EXPERIMENTS and EXPERIMENTS[name].dataset in NO_PATIENTS:
+            text = text.replace(f"({KEPT_APART['card']})", f"({KEPT_APART['runs']})")
+        lines += [text, ""]
     return lines
+
+
+def protocol_on(pages: dict[str, str], name: str) -> str:
+    """Protocol, and who is kept apart, as the section of an experiment says it; of a mean, as its first member's does.
+
+    A study of the leak compares protocols and has none.
+    """
+    if name in MEANS:
+        name = next(iter(MEANS[name].members))
+    found = re.findall(r"[Pp]rotocol (\w+ \([^)]*\))", pages.get(name, ""))
+    return found[-1] if found else ""  # of two, internal and external, the external
 
 
 def section(name: str) -> list[str]:
@@ -280,7 +301,7 @@ def mean_section(name: str) -> list[str]:
         values = [mean_sd(folds) for _, folds in cells.groupby("networks", sort=False)[figure]]
         shown[figure.replace("_", " ")] = values
     best = chosen(cells, mean.declared)
-    how = "Declared beforehand:" if mean.declared else "Validation accuracy chooses"
+    how = "Declared beforehand:" if mean.declared else "Each fold's own validation accuracy chooses"
     return [
         f"## {name}: {mean.title}",
         "",
@@ -290,8 +311,8 @@ def mean_section(name: str) -> list[str]:
         "",
         *markdown_table(shown),
         "",
-        f"Mean ± standard deviation of {len(best)} test folds. {how} {best['networks'].iloc[0]}: test accuracy "
-        f"{mean_sd(best['accuracy'])}.",
+        f"Mean ± standard deviation of {len(best)} test folds, split as its members' are. {how} "
+        f"{' or '.join(best['networks'].unique())}: test accuracy {mean_sd(best['accuracy'])}.",
         *(["", mean.note] if mean.note else []),
     ]
 
@@ -332,7 +353,10 @@ def study_page(name: str) -> list[str]:
     picture = PAGE.parent / f"{name}.png"
     with whole_file(picture) as temporary:
         temporary.write_bytes(read(name, "figure.png", mode="rb"))
-    return [*read(name, "table.md").splitlines()[2:], "", f"![{EXPERIMENTS[name].title}]({picture.name})"]
+    lines = read(name, "table.md").splitlines()[2:]
+    if any(line.startswith("Validation accuracy chooses") for line in lines):  # of all folds together, before 8380d6a
+        lines.append(f"Each fold's own validation accuracy chooses: {of_chosen_depth(name, 'accuracy')()}.")
+    return [*lines, "", f"![{EXPERIMENTS[name].title}]({picture.name})"]
 
 
 def pipeline_page(name: str) -> list[str]:
@@ -340,7 +364,7 @@ def pipeline_page(name: str) -> list[str]:
     evaluated = metrics_of(name, "evaluate")
     lines = [
         f"{protocol(evaluated, EXPERIMENTS[name].dataset)}; {evaluated['crops']} test crops of {evaluated['groups']} "
-        "groups.",
+        f"groups{rough(evaluated)}.",
         "",
         "| | validation accuracy | test accuracy | test AUC | balanced accuracy | precision | recall | F1 | "
         "calibration error | error at 90 % coverage |",
@@ -419,9 +443,19 @@ def protocol(metrics: dict, dataset: str) -> str:
     return f"Protocol {metrics['protocol']} ({apart}), seed {metrics['seed']}"
 
 
+def rough(evaluated: dict) -> str:
+    """A remark where a bootstrap over so few groups gives intervals that are rough."""
+    return ", rough: few groups" if evaluated["groups"] < FEW_GROUPS else ""
+
+
 def figure_on_test(experiment: str, metric: str, model: str = "finetune") -> Callable[[], str]:
     """A test figure of a model of a pipeline run."""
-    return lambda: interval(metrics_of(experiment, "evaluate")[model][metric])
+
+    def figure() -> str:
+        evaluated = metrics_of(experiment, "evaluate")
+        return interval(evaluated[model][metric]) + rough(evaluated)
+
+    return figure
 
 
 def figure_on_validation(experiment: str, metric: str, model: str = "finetune") -> Callable[[], str]:
@@ -432,6 +466,12 @@ def figure_on_validation(experiment: str, metric: str, model: str = "finetune") 
 def cold_figure(experiment: str) -> Callable[[], str]:
     """Seconds of the finetune stage from a cold cache: median, least and most."""
     return lambda: median_and_range(runs) if (runs := cold_runs(experiment)) else "not timed"
+
+
+def least_and_most(numbers: pd.Series) -> str:
+    """`2`, or `0 to 2` where they differ."""
+    least, most = numbers.min(), numbers.max()
+    return str(least) if least == most else f"{least} to {most}"
 
 
 def of_chosen_depth(experiment: str, metric: str) -> Callable[[], str]:
@@ -450,8 +490,7 @@ def of_chosen_depth(experiment: str, metric: str) -> Callable[[], str]:
             for fold, predictions in enumerate(predictions_of(experiment, blocks))
         ]
         best = choose_depths(pd.DataFrame(cells))
-        least, most = best["blocks"].min(), best["blocks"].max()
-        return f"{mean_sd(best[metric])} ({least if least == most else f'{least} to {most}'} blocks)"
+        return f"{mean_sd(best[metric])} ({least_and_most(best['blocks'])} blocks)"
 
     return figure
 
@@ -462,8 +501,8 @@ def of_mean(name: str, metric: str) -> Callable[[], str]:
     def figure() -> str:
         declared = MEANS[name].declared
         best = chosen(means_of(name), declared)
-        count = best["networks"].iloc[0].count("+") + 1
-        return f"{mean_sd(best[metric])} (of {count} {'declared' if declared else 'chosen'})"
+        counts = best["networks"].str.count(r"\+") + 1
+        return f"{mean_sd(best[metric])} (of {least_and_most(counts)} {'declared' if declared else 'chosen'})"
 
     return figure
 
@@ -549,8 +588,8 @@ TARGETS = [
            "blockwise-brain-full", of_chosen_depth("blockwise-brain-full", "accuracy")),
     Target("the same, 224 px, MobileNet", "accuracy", "0.948 (VGG19)", "0.948", "blockwise-brain-mobilenet",
            of_chosen_depth("blockwise-brain-mobilenet", "accuracy")),
-    Target("the same, the mean of the two at 224 px", "accuracy", "0.948 (VGG19)", "0.948", "mean-brain",
-           of_mean("mean-brain", "accuracy")),
+    Target("the same, one or both of the two at 224 px, as validation chooses", "accuracy", "0.948 (VGG19)", "0.948",
+           "mean-brain", of_mean("mean-brain", "accuracy")),
     Target("the same, the mean of MobileNetV2 and MobileNet", "accuracy", "0.948 (VGG19)", "0.948",
            "mean-brain-networks", of_mean("mean-brain-networks", "accuracy")),
     Target("the same, the mean of 224 and 256 px", "accuracy", "0.948 (VGG19)", "0.948", "mean-brain-sizes",
@@ -559,6 +598,8 @@ TARGETS = [
            "blockwise-brain-normalization", of_chosen_depth("blockwise-brain-normalization", "accuracy")),
     Target("the same, 224 px, the mean of three seeds", "accuracy", "0.948 (VGG19)", "0.948", "ensemble-brain",
            of_ensemble("ensemble-brain", "accuracy")),
+    Target("the same, the mean of three seeds, mixup", "accuracy", "0.948 (VGG19)", "0.948", "ensemble-brain-mixup",
+           of_ensemble("ensemble-brain-mixup", "accuracy")),
     Target("lung CT (4 classes), official test, no duplicates", "test accuracy", "0.47 (IQ-OTH, validation)", "0.80",
            "chest-ct", figure_on_test("chest-ct", "accuracy")),
     Target("chest X-ray, official test", "test accuracy", "0.905", "0.92", "chest-xray",
@@ -599,32 +640,34 @@ TARGETS = [
            "ensemble-pneumonia", of_ensemble("ensemble-pneumonia", "accuracy")),
     Target("the same, the mean of three seeds, stronger augmentation", "test AUC", "0.944 to 0.991", "0.970",
            "ensemble-pneumonia", of_ensemble("ensemble-pneumonia", "roc_auc")),
-    Target("leak, CVC-ClinicDB: frames drawn singly less by sequence", "balanced accuracy", "", "", "leakage-cvc",
-           of_leak("leakage-cvc", "balanced_accuracy")),
-    Target("leak, LC25000: tiles drawn singly less by source tile", "balanced accuracy", "", "", "leakage-lc25000",
-           of_leak("leakage-lc25000", "balanced_accuracy")),
-    Target("leak, brain tumours: slices drawn singly less author's folds", "balanced accuracy", "", "", "leakage-brain",
-           of_leak("leakage-brain", "balanced_accuracy")),
+    Target("leak, head alone, CVC-ClinicDB: frames drawn singly less by sequence", "balanced accuracy", "", "",
+           "leakage-cvc", of_leak("leakage-cvc", "balanced_accuracy")),
+    Target("leak, head alone, LC25000: tiles drawn singly less by source tile", "balanced accuracy", "", "",
+           "leakage-lc25000", of_leak("leakage-lc25000", "balanced_accuracy")),
+    Target("leak, head alone, brain tumours: slices drawn singly less author's folds", "balanced accuracy", "", "",
+           "leakage-brain", of_leak("leakage-brain", "balanced_accuracy")),
 ]  # fmt: skip
 
 
-def systems(there: list[str], written: list[str]) -> list[str]:
+def systems(there: list[str], written: list[str], pages: dict[str, str]) -> list[str]:
     """The table of systems in Markdown: what was published, what was wanted, what was reached.
 
-    written: the lines of the table as it is, where figures of experiments that are not in this clone are.
+    written: the lines of the table as it is, where figures of experiments that are not in this clone are. pages: of
+    each experiment, what docs/figures.md says.
     """
     cells = [[cell.strip() for cell in line.split("|")] for line in written]
-    before = {(row[1], row[2], row[-2]): row[-3] for row in cells if len(row) > 5}
+    before = {(row[1], row[3], row[-2]): row[-3] for row in cells if len(row) > 5}
     lines = [
-        "| system and protocol | figure | published | wanted | reached | experiment |",
-        "|---|---|---|---|---|---|",
+        "| system | protocol | figure | published | wanted | reached | experiment |",
+        "|---|---|---|---|---|---|---|",
     ]
     for target in TARGETS:
         name = f"`{target.experiment}`"
         reached = (
             target.ours() if target.experiment in there else before.get((target.system, target.figure, name), "not run")
         )
-        cell = (target.system, target.figure, target.published, target.wanted, reached, name)
+        kept = protocol_on(pages, target.experiment)
+        cell = (target.system, kept, target.figure, target.published, target.wanted, reached, name)
         lines.append(f"| {' | '.join(cell)} |")
     return lines
 

@@ -136,3 +136,5 @@ def test_validation_chooses_how_many_networks_are_averaged():
     assert table["accuracy"].to_dict() == {"one": 0, "two": 0, "three": 1, "one + two": 0, "one + two + three": 1}
     assert list(chosen(cells)["networks"]) == ["one + two"], "the fewest of equal ones, whatever test figures say"
     assert list(chosen(cells, declared=True)["networks"]) == ["one + two + three"]
+    folds = figures_of_means({name: predicted + said(but(2), sure) for name, predicted in members.items()})
+    assert list(chosen(folds)["networks"]) == ["one + two", "one"], "each fold by itself"
