@@ -179,6 +179,8 @@ def test_cvc_clinicdb_has_29_sequences_of_612_frames_without_gap_or_overlap(monk
         ({"classes": ["a", "b", "c"]}, "classes: ['a', 'b', 'c'] must be two with masks"),
         ({"classes": ["a", "a"]}, "classes: ['a', 'a'] names one twice"),
         ({"classes": ["a"]}, "classes: List should have at least 2 items"),
+        ({"shares_images_with": ["mine", "mine"]}, "shares_images_with: ['mine', 'mine'] names one twice"),
+        ({"shares_images_with": ["others"]}, "shares_images_with: 'others' has no card; it may name: mine"),
     ],
 )
 def test_one_line_names_card_key_and_remedy(folder, changes, message):

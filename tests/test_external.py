@@ -1,5 +1,6 @@
 """The study `external`: a data set that only tests, what the two share, and the study as a user runs it."""
 
+import contextlib
 import json
 import os
 import re
@@ -18,6 +19,7 @@ from scipy.stats import binomtest
 from test_splits import indexes, make_index, protocol
 from tiny import DATASET, LAYOUT, ROOT, crop_stage, read_yaml_file, run_stage, small_params, write_card, write_yaml_file
 
+from lesionlab.data.cards import check_apart
 from lesionlab.data.splits import describe_external, external_split, near_other
 from lesionlab.errors import InputError
 from lesionlab.studies.external import Study
@@ -25,12 +27,14 @@ from lesionlab.studies.figures import difference, flat
 from lesionlab.studies.predictions import read_predictions, write_predictions
 
 STUDY = ROOT / "studies" / "external"
+PHANTOMS = ("phantom", "phantom-external")
 PARAMS = protocol("external", near_duplicate_bits=4)
 DROPPING = protocol("external", near_duplicate_bits=4, drop_duplicates=True)
 
 
-def describe(index: pd.DataFrame, table: pd.DataFrame, training: pd.DataFrame, datasets=("a", "b")) -> dict:
-    return describe_external(index, table, training, PARAMS, datasets=datasets, seed=42)
+def describe(index: pd.DataFrame, table: pd.DataFrame, training: pd.DataFrame, datasets=PHANTOMS) -> dict:
+    with contextlib.chdir(ROOT):
+        return describe_external(index, table, training, PARAMS, datasets=datasets, seed=42)
 
 
 # The split
@@ -55,7 +59,7 @@ def test_every_crop_of_an_external_data_set_tests():
         "crops": 30, "frames": 10, "groups": 5, "classes": {"background": 20, "polyp": 10},
     }  # fmt: skip
     assert description["subsets"]["train"]["crops"] == description["subsets"]["val"]["crops"] == 0
-    assert (description["trained_on"], description["training_frames_compared"]) == ("a", 14)
+    assert (description["trained_on"], description["training_frames_compared"]) == ("phantom", 14)
     assert description["frames_near_training_frames"] == 0
     assert set(description["proof"].values()) == {0}
 
@@ -63,7 +67,40 @@ def test_every_crop_of_an_external_data_set_tests():
 def test_two_parts_of_one_data_set_are_not_called_group_disjoint():
     index, training = make_index(5, seed=1), make_index(7, seed=2)
     table = external_split(index, training, PARAMS)
-    assert describe(index, table, training, datasets=("a", "a"))["group_disjoint"] is False
+    assert describe(index, table, training, datasets=("phantom", "phantom"))["group_disjoint"] is False
+
+
+@pytest.mark.parametrize(
+    ("one", "other"),
+    [
+        ("chest-xray", "pneumoniamnist"),
+        ("brain-tumor-cheng", "brain-mri-kaggle"),
+        ("brain-tumor-cheng-windows", "brain-mri-kaggle"),
+        ("brain-tumor-cheng", "brain-tumor-cheng-windows"),
+        ("brain-mri-kaggle", "brain-mri-kaggle"),
+    ],
+)
+def test_data_sets_that_share_images_do_not_test_each_other(one, other):
+    index, training = make_index(5, seed=1), make_index(7, seed=2)
+    table = external_split(index, training, PARAMS)
+    for datasets in ((one, other), (other, one)):
+        cards = " and ".join(f"datasets/{name}.yaml" for name in datasets)
+        with pytest.raises(InputError) as caught:
+            describe(index, table, training, datasets)
+        assert str(caught.value) == (
+            f"{cards} share images (shares_images_with in datasets/{datasets[0]}.yaml), so that neither tests what the "
+            "other trained; choose another external data set"
+        )
+
+
+def test_one_card_that_says_so_is_enough(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    write_card(tmp_path, "one")
+    write_card(tmp_path, "other", shares_images_with=["one"])
+    for datasets in (("one", "other"), ("other", "one")):
+        with pytest.raises(InputError, match=r"share images \(shares_images_with in datasets/other\.yaml\)"):
+            check_apart(*datasets)
+    check_apart("other", "other")
 
 
 @pytest.fixture

@@ -265,6 +265,8 @@ class Card(Section):
     """A data set: where from, how read, who must stay together.
 
     alternatives: further files of the publisher; one that `download.source` names by URL is checked as it says here.
+    shares_images_with: data sets that hold some of the same images, so that none of them tests what another trained;
+    its own name where one card reads several versions that do.
     tile: side in pixels of the images of the original release, for maps of larger pictures (`detect: tiles`).
     """
 
@@ -274,6 +276,7 @@ class Card(Section):
     licence: str
     citation: str
     notes: tuple[str, ...] = ()
+    shares_images_with: tuple[str, ...] = ()
     sources: tuple[Source, ...] = ()
     alternatives: tuple[Source, ...] = ()
     obtain: str | None = None
@@ -292,6 +295,8 @@ class Card(Section):
     def _parts_fit_each_other(self) -> "Card":
         if len(set(self.classes)) < len(self.classes):
             raise ValueError(f"classes: {self.classes} names one twice")
+        if len(set(self.shares_images_with)) < len(self.shares_images_with):
+            raise ValueError(f"shares_images_with: {list(self.shares_images_with)} names one twice")
         for reading in self.readings:
             layout, groups = reading.layout, reading.groups
             if isinstance(layout, ClassFolders):
@@ -354,12 +359,31 @@ def read_card(dataset: str) -> Card:
     """Read and check datasets/<dataset>.yaml. Raises InputError naming the file and the key."""
     path = card_path(dataset)
     if not path.exists():
-        known = ", ".join(sorted(p.stem for p in path.parent.glob("*.yaml")))
-        raise InputError(f"{path}: no such card; `dataset` in params.yaml may be one of: {known}")
+        raise InputError(f"{path}: no such card; `dataset` in params.yaml may be one of: {_known_cards()}")
     card = read_yaml(path, Card)
     if card.name != dataset:
         raise InputError(f"{path}: name is '{card.name}', must be '{dataset}' as the file is called")
+    for other in card.shares_images_with:
+        if not card_path(other).exists():
+            raise InputError(f"{path}: shares_images_with: '{other}' has no card; it may name: {_known_cards()}")
     return card
+
+
+def check_apart(training: str, testing: str) -> None:
+    """Whether all of one data set may test what another trained.
+
+    Raises InputError naming both cards when either says that they share images.
+    """
+    for one, other in ((training, testing), (testing, training)):
+        if other in read_card(one).shares_images_with:
+            raise InputError(
+                f"{card_path(training)} and {card_path(testing)} share images (shares_images_with in "
+                f"{card_path(one)}), so that neither tests what the other trained; choose another external data set"
+            )
+
+
+def _known_cards() -> str:
+    return ", ".join(sorted(path.stem for path in Path("datasets").glob("*.yaml")))
 
 
 def resolve_model(model: ModelParams, card: Card) -> Recommended:
