@@ -482,6 +482,78 @@ def test_an_archive_is_unpacked_and_a_single_file_copied(out, root):
     assert contents(out) == {"set.npz": (root / "set.npz").read_bytes()}
 
 
+def test_archives_in_a_folder_are_unpacked_where_they_lie(out, tmp_path):
+    given = tmp_path / "given"
+    (given / "deep").mkdir(parents=True)
+    kept = {"deep/x.npz": zipped({"x.npy": b"1"}), "deep/1.mat": HDF5, "notes.docx": ARCHIVE, "model.pt": ARCHIVE}
+    inner = zipped({"3.png": b"3", "deepest.zip": zipped({"4.png": b"4"})})
+    for name, content in {"my set.zip": ARCHIVE, "deep/no suffix": zipped({"2.png": b"2", "i/in.zip": inner})}.items():
+        (given / name).write_bytes(content)
+    for name, content in kept.items():
+        (given / name).write_bytes(content)
+    before = contents(given)
+    download_images(make_card(), settings(given), 42, out)
+    unpacked = {"deep/2.png": b"2", "deep/i/3.png": b"3", "deep/i/4.png": b"4"}
+    assert contents(out) == FILES | kept | unpacked
+    assert contents(given) == before
+    listing = "".join(f"{sha256(before[name])}  {name}\n" for name in sorted(before)).encode()
+    assert (sources(out)[0]["files"], sources(out)[0]["sha256"]) == (6, sha256(listing))
+
+
+def test_archives_in_an_archive_are_unpacked_but_not_without_end(out, root):
+    content = zipped({"a.png": b"a"})
+    for depth in range(4):
+        content = zipped({f"in {depth}.zip": content})
+        (root / f"{depth}.zip").write_bytes(content)
+    for depth in range(3):
+        download_images(make_card(), settings(f"{depth}.zip"), 42, out)
+        assert contents(out) == {"a.png": b"a"}
+    with pytest.raises(InputError) as caught:
+        download_images(make_card(), settings("3.zip"), 42, out)
+    assert str(caught.value) == (
+        "in 0.zip: an archive in more than 3 others; unpack them by hand and run again with -S download.source=FOLDER"
+    )
+    assert contents(out) == {"a.png": b"a"}
+
+
+def test_what_the_card_keeps_packed_stays_so_in_a_folder_and_in_an_archive(out, root):
+    card = make_card(Source(file="kept.zip", url=refused_url(), unpack=False))
+    (root / "given").mkdir()
+    (root / "given/kept.zip").write_bytes(ARCHIVE)
+    (root / "outer.zip").write_bytes(zipped({"kept.zip": ARCHIVE}))
+    for given in ("given", "outer.zip", "given/kept.zip"):
+        download_images(card, settings(given), 42, out)
+        assert contents(out) == {"kept.zip": ARCHIVE}
+
+
+def test_a_bad_archive_among_the_files_is_named_and_nothing_is_written(out, tmp_path, root):
+    given = tmp_path / "given"
+    (given / "b").mkdir(parents=True)
+    evil = zipped({"../../evil.png": b"1"})
+    for content, message in {
+        evil: f"{given}/b/x.zip: refused, because '../../evil.png' is a path out of the folder; if",
+        zipped({"d/in.zip": evil}): "b/d/in.zip: refused, because '../../evil.png' is a path out of the folder; if",
+        zipped({"d/in.zip": ARCHIVE[:-9]}): "b/d/in.zip: damaged (File is not a zip file); delete it and download it",
+        b"<html>": f"{given}/b/x.zip: a web page, not an archive; delete it and download it again",
+    }.items():
+        (given / "b/x.zip").write_bytes(content)
+        with pytest.raises(InputError) as caught:
+            download_images(make_card(), settings(given), 42, out)
+        assert str(caught.value).startswith(message)
+        assert nothing_written(out, root)
+
+
+def test_an_archive_beside_what_it_holds_is_refused(out, tmp_path):
+    given = tmp_path / "given"
+    given.mkdir()
+    (given / "a.zip").write_bytes(zipped({"b.png": b"1"}))
+    (given / "b.png").write_bytes(b"2")
+    with pytest.raises(
+        InputError, match=r"given/a\.zip: 'b\.png' is there already: .* or unpacked beside it; take one"
+    ):
+        download_images(make_card(), settings(given), 42, out)
+
+
 def test_a_url_is_fetched_and_unpacked_and_the_cards_sources_are_not(server, out):
     server.files["/files/8%2Ffile_downloaded?version=2"] = ARCHIVE
     url = f"{server.url}/files/8%2Ffile_downloaded?version=2"

@@ -15,7 +15,6 @@ from PIL import Image
 
 from lesionlab.data.cards import SUBSETS, Card, ChengMat, Npz
 from lesionlab.data.readers import FRAMES_TABLE
-from lesionlab.data.unpack import archive_kind, unpack
 from lesionlab.errors import InputError
 from lesionlab.files import write_table
 from lesionlab.progress import progress
@@ -38,17 +37,13 @@ def convert(card: Card, folder: Path) -> None:
 
 
 def convert_cheng(folder: Path) -> None:
-    """The figshare brain tumours: <k>.mat (MATLAB 7.3, maybe in archives within `folder`) and the folds of cvind.mat.
+    """The figshare brain tumours: <k>.mat (MATLAB 7.3) and the folds of cvind.mat.
 
     Writes images/<k>.png (grey, 16 bits; negative values of a slice are shifted to 0), masks/<k>.png (0 and 255) and
     frames.csv: image, mask, label, patient, fold. Arrays of an HDF5 file are transposed against MATLAB's.
     Raises InputError when a file is not as described in the release's README, or when cvind.mat does not fit.
     Source: README of https://doi.org/10.6084/m9.figshare.1512427.
     """
-    for path in sorted(folder.rglob("*")):
-        if path.is_file() and archive_kind(path) is not None:
-            unpack(path, path.parent)
-            path.unlink()
     found = [path for path in sorted(folder.rglob("*.mat")) if re.fullmatch("[0-9]+", path.stem)]
     if not found:
         return

@@ -27,6 +27,7 @@ RETRY_PAUSE_S = 2.0
 _ABSENT = (403, 404, 410)  # object stores answer 403 for what is not there
 _PASSING = (429, 500, 502, 503, 504)
 _CHUNK = 1 << 16
+_ARCHIVE_DEPTH = 3  # archives within each other; one that holds itself has no end
 _IMAGES_BY_HAND = "or give the images themselves: -S download.source=FOLDER_OR_ARCHIVE"
 
 
@@ -50,6 +51,7 @@ class _UnreachableError(Exception):
 def download_images(card: Card, settings: DownloadParams, seed: int, folder: Path) -> None:
     """Fill `folder` with a data set's files, unpacked, and SOURCES.json: what each was and its SHA-256.
 
+    Archives in a folder or an archive are unpacked where they lie, except what the card says not to unpack.
     What is no image file (.mat, .npz) is decoded to PNG files and a table, see lesionlab/data/convert.py.
 
     `settings.source` (a folder, an archive, a file or a URL) stands in for the card's sources. What has a URL is looked
@@ -75,18 +77,20 @@ def download_images(card: Card, settings: DownloadParams, seed: int, folder: Pat
         return
     if settings.source is None and not card.sources:
         raise InputError(_how_to_obtain(card))
+    kept_whole = {source.file for source in (*card.sources, *card.alternatives) if not source.unpack}
     with whole_folder(folder) as partial:
         if settings.source is None:
             records = [_add_source(source, settings.mirror, card, partial) for source in card.sources]
         elif _is_url(settings.source):
             records = [_add_source(_source_at(settings.source, card), settings.mirror, card, partial)]
         else:
-            records = [_add_local(from_root(settings.source), folder, partial)]
+            records = [_add_local(from_root(settings.source), folder, partial, kept_whole)]
             print(
                 f"{settings.source}: read as it is now; DVC knows it by name alone, so after changes there run again "
                 "with --force",
                 file=sys.stderr,
             )
+        _unpack_within(partial, kept_whole)
         if isinstance(card.layout, ChengMat | Npz):
             from lesionlab.data.convert import convert
 
@@ -254,7 +258,7 @@ def _add_source(source: Source, mirror: str | None, card: Card, folder: Path) ->
     }
 
 
-def _add_local(given: Path, out: Path, folder: Path) -> dict:
+def _add_local(given: Path, out: Path, folder: Path, kept_whole: set[str]) -> dict:
     """Copy or unpack what `download.source` names; `out` is where `folder` will be."""
     if given.is_dir():
         if given.resolve().is_relative_to(out.resolve()) or out.resolve().is_relative_to(given.resolve()):
@@ -262,10 +266,10 @@ def _add_local(given: Path, out: Path, folder: Path) -> dict:
                 f"download.source: {given} overlaps {out}, which this stage writes and DVC deletes; move the images "
                 "elsewhere and name that folder"
             )
-        return {"file": ".", "url": "download.source", **_copy_folder(given, folder), "verified": False}
+        return {"file": ".", "url": "download.source", **_copy_folder(given, folder, kept_whole), "verified": False}
     if not given.is_file():
         raise InputError(f"download.source: {given} does not exist; name a folder, an archive, a file or a URL")
-    _add_file(given, folder, unpacked=True)
+    _add_file(given, folder, unpacked=given.name not in kept_whole)
     return {
         "file": given.name,
         "url": "download.source",
@@ -284,19 +288,52 @@ def _add_file(path: Path, folder: Path, unpacked: bool) -> None:
     shutil.copyfile(path, folder / path.name)
 
 
-def _copy_folder(given: Path, folder: Path) -> dict:
-    """Copy a folder's files, links followed, macOS residue left out; their number, bytes and common SHA-256."""
-    digest, total = hashlib.sha256(), 0
+def _copy_folder(given: Path, folder: Path, kept_whole: set[str]) -> dict:
+    """Copy a folder's files, links followed, macOS residue left out; their number, bytes and common SHA-256.
+
+    Its archives are unpacked in place of a copy, after all others, so that none of them is overwritten.
+    """
+    digest, total, archives = hashlib.sha256(), 0, []
     names = sorted(_files_below(given))
     if not names:
         raise InputError(f"download.source: {given} holds no files")
     for name in progress(names, desc=f"copying {given.name}", unit=" files"):
-        target = folder / name
+        path, target = given / name, folder / name
+        total += path.stat().st_size
+        digest.update(f"{file_digest(path)}  {name}\n".encode(errors="surrogateescape"))
+        if path.name not in kept_whole and archive_kind(path) is not None:
+            archives.append(name)
+            continue
         target.parent.mkdir(parents=True, exist_ok=True)
-        shutil.copyfile(given / name, target)
-        total += target.stat().st_size
-        digest.update(f"{file_digest(target)}  {name}\n".encode(errors="surrogateescape"))
+        shutil.copyfile(path, target)
+    for name in archives:
+        unpack(given / name, (folder / name).parent)
     return {"files": len(names), "bytes": total, "sha256": digest.hexdigest()}
+
+
+def _unpack_within(folder: Path, kept_whole: set[str]) -> None:
+    """Unpack the archives that archives held, each where it lies, until none is left.
+
+    Raises InputError naming one that cannot be unpacked, or that lies in more than `_ARCHIVE_DEPTH` others.
+    """
+    try:
+        for _ in range(_ARCHIVE_DEPTH):
+            for path in _archives_below(folder, kept_whole):
+                unpack(path, path.parent)
+                path.unlink()
+        left = _archives_below(folder, kept_whole)
+    except InputError as error:  # the folder is deleted after an error: its name tells a user nothing
+        raise InputError(str(error).replace(f"{folder}{os.sep}", "")) from None
+    if left:
+        raise InputError(
+            f"{left[0].relative_to(folder)}: an archive in more than {_ARCHIVE_DEPTH} others; unpack them by hand and "
+            "run again with -S download.source=FOLDER"
+        )
+
+
+def _archives_below(folder: Path, kept_whole: set[str]) -> list[Path]:
+    files = [path for path in sorted(folder.rglob("*")) if path.is_file() and path.name not in kept_whole]
+    return [path for path in files if archive_kind(path) is not None]
 
 
 def _files_below(given: Path) -> list[str]:

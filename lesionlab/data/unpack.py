@@ -31,7 +31,10 @@ _SUFFIXES = {
     ".tar.gz": "tar", ".tar.bz2": "tar", ".tar.xz": "tar",
 }  # fmt: skip
 # Zip files by their bytes, but files of their own to those who made them.
-_KEPT_WHOLE = {".npz", ".keras", ".xlsx", ".docx", ".pptx", ".ods", ".odt", ".pt", ".pth"}
+_KEPT_WHOLE = {
+    ".npz", ".keras", ".pt", ".pth", ".ckpt", ".pkl", ".mlx", ".jar", ".whl", ".xlsx", ".xlsm", ".docx", ".docm",
+    ".pptx", ".pptm", ".ods", ".odt", ".odp", ".epub",
+}  # fmt: skip
 _ZIP_MAGIC = (b"PK\x03\x04", b"PK\x05\x06")
 _RAR_MAGIC = b"Rar!\x1a\x07"
 _DECOMPRESSORS = {b"\x1f\x8b": gzip.open, b"BZh": bz2.open, b"\xfd7zXZ\x00": lzma.open}
@@ -336,7 +339,10 @@ def _new_file(archive: Path, folder: Path, name: PurePosixPath) -> Path:
     except (FileExistsError, NotADirectoryError):
         there = True
     if there:
-        raise InputError(f"{archive}: '{name}' is there already, twice in this archive or from another one; {_BY_HAND}")
+        raise InputError(
+            f"{archive}: '{name}' is there already: twice in this archive, from another one, or unpacked beside it; "
+            f"take one of them out, or {_BY_HAND}"
+        )
     return target
 
 
