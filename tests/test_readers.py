@@ -483,6 +483,9 @@ def test_releases_of_class_folders_in_miniature(tmp_path, monkeypatch, release):
     (tmp_path / ".DS_Store").write_text("macOS")
     if release == "iq-oth-nccd":
         add_image(tmp_path / "Test cases" / "000019_01_01_001.jpg")
+    if release == "chest-xray":
+        add_image(tmp_path / "CellData" / "OCT" / "train" / "NORMAL" / "NORMAL-1001666-1.jpeg")
+        add_image(tmp_path / "OCT2017" / "test" / "CNV" / "CNV-1016042-1.jpeg")
     if release == "kather-2016":
         tile = "11FD4_CRC-Prim-HE-06_005.tif_Row_5851_Col_6901.tif"
         add_image(tmp_path / "Kather_texture_2016_image_tiles_5000" / "08_EMPTY" / tile)
