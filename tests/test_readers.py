@@ -109,7 +109,7 @@ def encoded(kind: str) -> bytes:
     return stream.getvalue()
 
 
-ENCODED = {kind: encoded(kind) for kind in ("PNG", "JPEG", "TIFF", "BMP")}
+ENCODED = {kind: encoded(kind) for kind in ("PNG", "JPEG", "TIFF", "BMP", "WEBP")}
 
 
 @given(st.sampled_from(sorted(ENCODED)), st.floats(0, 0.95))
@@ -195,6 +195,16 @@ def test_pair_folders_are_names_not_patterns(tmp_path):
     layout = MASK_PAIRS | {"folders": [["images [a]", "masks (b)"]]}
     add_pair(tmp_path, "1.png", ("images [a]", "masks (b)"))
     assert [frame.name for frame in read_frames(make_card(layout), tmp_path)] == ["images [a]/1.png"]
+
+
+def test_no_image_is_left_out_for_its_suffix(tmp_path):
+    pixels = np.full((8, 10, 3), 90, "uint8")
+    for name in ("a.JPE", "b.jfif", "c.jpeg", "d.webp"):
+        path = add_image(tmp_path / "images" / name, pixels, format="WEBP" if name == "d.webp" else "JPEG")
+        assert abs(read_rgb(path).astype(int) - 90).max() <= 1
+        add_image(tmp_path / "masks" / f"{path.stem}.png", np.zeros((8, 10), "uint8"))
+    frames = read_frames(make_card(MASK_PAIRS), tmp_path)
+    assert [frame.image.name for frame in frames] == ["a.JPE", "b.jfif", "c.jpeg", "d.webp"]
 
 
 def test_a_suffix_of_masks_is_taken_off(tmp_path):

@@ -35,7 +35,7 @@ from lesionlab.data.unpack import is_residue
 from lesionlab.errors import InputError
 from lesionlab.files import read_table
 
-IMAGE_SUFFIXES = (".png", ".jpg", ".jpeg", ".tif", ".tiff", ".bmp")
+IMAGE_SUFFIXES = (".png", ".jpg", ".jpeg", ".jpe", ".jfif", ".tif", ".tiff", ".bmp", ".webp")
 _UNREADABLE = (
     OSError, UnidentifiedImageError, Image.DecompressionBombError, SyntaxError, ValueError, EOFError, struct.error
 )  # fmt: skip
