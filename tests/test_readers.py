@@ -2,6 +2,8 @@
 
 import io
 import re
+import struct
+import zlib
 from pathlib import Path
 
 import numpy as np
@@ -77,6 +79,63 @@ def test_16_bit_greyscale_is_windowed_not_clipped(tmp_path, suffix):
     assert abs(read[..., 0] - np.clip((ramp - low) / (high - low) * 255, 0, 255)).max() < 1.5
     assert read.min() == 0
     assert read.max() == 255
+
+
+def png_of_16_bits(colour: int, channels: int) -> bytes:
+    """A grey level of 40,000 in 3 rows of 4 pixels, of a PNG's colour type; Pillow writes none with more channels."""
+    chunks = {
+        b"IHDR": struct.pack(">IIBBBBB", 4, 3, 16, colour, 0, 0, 0),
+        b"IDAT": zlib.compress((b"\0" + np.full((4, channels), 40_000, ">u2").tobytes()) * 3),
+        b"IEND": b"",
+    }
+    parts = [
+        struct.pack(">I", len(c)) + kind + c + struct.pack(">I", zlib.crc32(kind + c)) for kind, c in chunks.items()
+    ]
+    return b"\x89PNG\r\n\x1a\n" + b"".join(parts)
+
+
+def tiff_of_16_bits(planes: int) -> bytes:
+    """The same in RGB, without compression; planes: 1 for channels of a pixel beside each other, 3 for one by one."""
+    start, plane = 8 + 2 + 10 * 12 + 4, 4 * 3 * 2
+    many = {258: start, 273: start + 6, 279: start + 18}  # where the values of a tag lie that has three
+    entries = [(256, 4), (257, 3), (258, None), (259, 1), (262, 2), (273, start + 30), (277, 3), (278, 3)]
+    entries += [(279, 3 * plane), (284, 1 if planes == 1 else 2)]
+    ifd = b""
+    for tag, value in entries:
+        listed = tag == 258 or (tag in many and planes == 3)
+        wide = tag in (273, 279)
+        ifd += struct.pack("<HHII", tag, 4 if wide else 3, 3 if listed else 1, many[tag] if listed else value)
+    values = struct.pack("<3H", 16, 16, 16) + struct.pack("<3I", *(start + 30 + n * plane for n in range(3)))
+    values += struct.pack("<3I", plane, plane, plane)
+    head = b"II*\0" + struct.pack("<IH", 8, len(entries))
+    return head + ifd + bytes(4) + values + np.full(36, 40_000, "<u2").tobytes()
+
+
+@pytest.mark.parametrize(
+    "content",
+    [png_of_16_bits(2, 3), png_of_16_bits(4, 2), png_of_16_bits(6, 4), tiff_of_16_bits(1), tiff_of_16_bits(3)],
+    ids=["png rgb", "png grey and alpha", "png rgba", "tiff", "tiff in planes"],
+)
+def test_channels_of_16_bits_are_refused_not_clipped(tmp_path, content):
+    path = tmp_path / "a.png"
+    path.write_bytes(content)
+    with Image.open(path) as image:
+        assert (image.size, image.mode[:3]) == ((4, 3), "RGB")
+    with pytest.raises(BrokenImageError) as caught:
+        read_rgb(path)
+    assert str(caught.value) == f"{path}: has 16 bits a channel; save it as 16-bit grey or 8-bit RGB"
+
+
+def test_grey_of_16_bits_and_a_bmp_of_16_bits_a_pixel_are_read(tmp_path):
+    (tmp_path / "a.png").write_bytes(png_of_16_bits(0, 1))
+    assert read_rgb(tmp_path / "a.png").shape == (3, 4, 3)
+    masks = struct.pack("<3I", 0xF800, 0x7E0, 0x1F)
+    header = struct.pack("<IiiHHIIiiII", 40, 2, 1, 1, 16, 3, 4, 0, 0, 0, 0)
+    pixels = struct.pack("<HH", 0xF800, 0x1F)
+    (tmp_path / "b.bmp").write_bytes(struct.pack("<2sIHHI", b"BM", 70, 0, 0, 66) + header + masks + pixels)
+    with Image.open(tmp_path / "b.bmp") as image:
+        assert image.tile[0].args[0] == "BGR;16"
+    assert read_rgb(tmp_path / "b.bmp").tolist() == [[[255, 0, 0], [0, 0, 255]]]
 
 
 def test_a_flat_16_bit_image_is_black(tmp_path):

@@ -16,6 +16,7 @@ from pathlib import Path
 import numpy as np
 import pandas as pd
 from PIL import Image, ImageOps, UnidentifiedImageError
+from PIL.TiffImagePlugin import BITSPERSAMPLE
 
 from lesionlab.data.cards import (
     SUBSETS,
@@ -162,7 +163,8 @@ def read_rgb(path: Path) -> np.ndarray:
     """Decode an image to (height, width, 3) uint8 RGB; greyscale of 16 bits is windowed between its percentiles.
 
     Pillow is the one decoder of this project: decoders differ by up to six grey levels on the same JPEG.
-    Raises BrokenImageError when the file is truncated, not an image or too large for Pillow's limit.
+    Raises BrokenImageError when the file is truncated, not an image, too large for Pillow's limit, or has several
+    channels of 16 bits, of which Pillow would keep eight.
     """
     return _decode(path, ("RGB",))
 
@@ -171,12 +173,24 @@ def _decode(path: Path, modes: tuple[str, ...]) -> np.ndarray:
     """As `read_rgb`; an image in one of Pillow's `modes` as it is: (height, width) in mode L."""
     try:
         with Image.open(path) as image:
+            windowed = image.mode.startswith("I") or image.mode == "F"
+            if not windowed and _has_16_bits_a_channel(image):
+                raise BrokenImageError(f"{path}: has 16 bits a channel; save it as 16-bit grey or 8-bit RGB")
             ImageOps.exif_transpose(image, in_place=True)
-            if image.mode.startswith("I") or image.mode == "F":
+            if windowed:
                 return np.repeat(_window(np.asarray(image, dtype="float32"))[..., None], 3, axis=2)
             return np.asarray(image if image.mode in modes else image.convert("RGB"))
     except _UNREADABLE as error:
         raise _broken(path, error) from None
+
+
+def _has_16_bits_a_channel(image: Image.Image) -> bool:
+    """Whether an image that is not loaded yet is stored so: by the tag of a TIFF, else by Pillow's raw mode."""
+    if BITSPERSAMPLE in getattr(image, "tag_v2", {}):
+        return max(image.tag_v2[BITSPERSAMPLE]) == 16
+    stored = image.tile[0].args if image.tile else None
+    raw_mode = stored[0] if isinstance(stored, tuple) and stored else stored
+    return isinstance(raw_mode, str) and ";16" in raw_mode and raw_mode != "BGR;16"  # a BMP of 16 bits a pixel
 
 
 def shorter_side(path: Path) -> int:
