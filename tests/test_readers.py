@@ -457,6 +457,29 @@ def test_a_second_copy_of_a_release_is_read_once(tmp_path, second):
     assert sorted(read_rgb(frame.image)[0, 0, 0].item() for frame in frames) == [0, 20, 40, 90, 200]
 
 
+@pytest.mark.parametrize("second", ["train/train/virus", "train/new/train/virus", "train/virus/virus", "train/b/virus"])
+def test_a_second_copy_within_a_folder_of_the_release_is_read_once(tmp_path, second):
+    names = ("train/NORMAL/1.jpeg", "train/virus/1.jpeg", "valid/virus/1.jpeg", "test/virus/1.jpeg", f"{second}/1.jpeg")
+    for name in names:
+        add_image(tmp_path / name)
+    add_image(tmp_path / second / "2.jpeg")
+    frames = read_frames(make_card(X_RAYS, "none", ("healthy", "ill")), tmp_path)
+    read = [(frame.official, frame.label, frame.image.name) for frame in frames]
+    assert sorted(read) == [
+        ("test", "ill", "1.jpeg"), ("train", "healthy", "1.jpeg"), ("train", "ill", "1.jpeg"),
+        ("train", "ill", "2.jpeg"), ("val", "ill", "1.jpeg"),
+    ]  # fmt: skip
+
+
+def test_folders_of_one_published_subset_are_not_copies_of_each_other(tmp_path):
+    """As of the chest X-rays, whose validation films are training films again."""
+    for name in ("train/NORMAL/1.jpeg", "val/NORMAL/1.jpeg", "test/virus/2.jpeg"):
+        add_image(tmp_path / name)
+    layout = X_RAYS | {"subsets": {"train": "train", "val": "train", "test": "test"}}
+    frames = read_frames(make_card(layout, "none", ("healthy", "ill")), tmp_path)
+    assert [frame.official for frame in frames] == ["test", "train", "train"]
+
+
 def test_capitals_of_folders_do_not_matter(tmp_path):
     for name in ("Train/normal/1.JPG", "TEST/Bacteria/2.Png", "VALID/VIRUS/3.jpeg"):
         add_image(tmp_path / name)

@@ -313,9 +313,9 @@ def _read_class_folders(card: Card, reading: Reading, raw: Path) -> list[Frame]:
         if label is None:
             strange.append(name)
             continue
-        known = next(k for k, part in enumerate(parts) if part in class_of or part in subset_of)
-        below = "/".join([*parts[known:], path.name])
-        # Some archives hold a second copy of everything one folder deeper.
+        known = [k for k, part in enumerate(parts) if part in class_of or part in subset_of]
+        below = "/".join([*dict.fromkeys(parts[k] for k in known), *parts[known[-1] + 1 :], path.name])
+        # Some archives hold a second copy of everything, or of one of its folders, one folder deeper.
         if any(filecmp.cmp(path, other, shallow=False) for other in first_of.setdefault(below, [])):
             continue
         first_of[below].append(path)
