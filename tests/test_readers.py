@@ -585,6 +585,22 @@ def test_releases_of_class_folders_in_miniature(tmp_path, monkeypatch, release):
     assert {frame.name: (frame.label, frame.group, frame.official) for frame in frames} == RELEASES[release]
 
 
+def test_tiles_without_colour_normalization_stand_in_for_the_others_and_never_beside_them(tmp_path, monkeypatch):
+    for tissue in ("ADI", "BACK", "DEB", "LYM", "MUC", "MUS", "NORM", "STR", "TUM"):
+        for top in ("NCT-CRC-HE-100K-NONORM", "CRC-VAL-HE-7K"):
+            add_image(tmp_path / top / tissue / f"{tissue}-{top[0]}.tif")
+    card = repository_card("nct-crc-he", monkeypatch)
+    assert [frame.official for frame in read_frames(card, tmp_path)] == ["test"] * 9 + ["train"] * 9
+    add_image(tmp_path / "NCT-CRC-HE-100K" / "ADI" / "ADI-N.tif")
+    refused = refusal(card, tmp_path)
+    for top, others in (
+        ("NCT-CRC-HE-100K-NONORM", "NCT-CRC-HE-100K, CRC-VAL-HE-7K"),
+        ("NCT-CRC-HE-100K", "NCT-CRC-HE-100K-NONORM, CRC-VAL-HE-7K"),
+    ):
+        assert f"{tmp_path}/{top}/ADI/ADI-N.tif: lies in none of the folders {others} of the published split" in refused
+    assert refused.endswith("or take it out")
+
+
 def test_lc25000_takes_its_groups_from_the_published_clusters(tmp_path, monkeypatch):
     top = "lung_colon_image_set"
     names = [

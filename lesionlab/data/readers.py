@@ -331,9 +331,10 @@ def _read_class_folders(card: Card, reading: Reading, raw: Path) -> list[Frame]:
         )
     outside = [frame for frame in frames if not frame.official]
     if outside and len(outside) < len(frames):
-        raise InputError(
+        raise OtherLayoutError(
             f"{raw / outside[0].name}: lies in none of the folders {', '.join(layout.subsets)} of the published split, "
-            f"as others do; name its folder in layout.subsets of {card_path(card.name)}, or in layout.ignore"
+            f"as others do; name its folder in layout.subsets of {card_path(card.name)}, or in layout.ignore, or take "
+            "it out"
         )
     return frames
 
