@@ -175,6 +175,18 @@ def test_folds_that_are_missing_or_too_few_are_an_error(tmp_path):
         convert_cheng(tmp_path)
 
 
+@pytest.mark.parametrize("name", ["images", "masks"])
+def test_folders_that_slices_would_go_to_are_named(tmp_path, release, repository_card, name):
+    (release / name).mkdir()
+    (release / name / "1.jpg").write_bytes(b"1")
+    with pytest.raises(InputError) as caught:
+        download(repository_card("brain-tumor-cheng"), release, tmp_path / "raw")
+    assert str(caught.value) == (
+        f"{name}/ lies beside the release's .mat files, which are decoded into a folder of this name; give "
+        "the release's files alone"
+    )
+
+
 def test_slices_that_are_there_twice_are_an_error(tmp_path):
     for folder in ("a", "b"):
         write_mat(tmp_path / folder / "1.mat", 1)
@@ -260,6 +272,17 @@ def test_a_medmnist_file_without_a_subset_damaged_or_there_twice_is_an_error(tmp
     np.savez(tmp_path / "y.npz", **medmnist(28, 1))
     with pytest.raises(InputError, match=r"^x\.npz and y\.npz: one \.npz file is read"):
         convert_npz(tmp_path, ["a", "b"])
+
+
+def test_a_folder_that_images_would_go_to_is_no_damage(tmp_path, repository_card):
+    source = tmp_path / "given"
+    (source / "images" / "train").mkdir(parents=True)
+    (source / "images" / "train" / "1.png").write_bytes(b"1")
+    np.savez(source / "x.npz", **medmnist(28, 1))
+    with pytest.raises(
+        InputError, match=r"^images/ lies beside the release's \.npz files, .* the release's files alone$"
+    ):
+        download(repository_card("pneumoniamnist"), source, tmp_path / "raw")
 
 
 # Reduced copies of the real data: the same cards

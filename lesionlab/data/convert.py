@@ -41,7 +41,8 @@ def convert_cheng(folder: Path) -> None:
 
     Writes images/<k>.png (grey, 16 bits; negative values of a slice are shifted to 0), masks/<k>.png (0 and 255) and
     frames.csv: image, mask, label, patient, fold. Arrays of an HDF5 file are transposed against MATLAB's.
-    Raises InputError when a file is not as described in the release's README, or when cvind.mat does not fit.
+    Raises InputError when a file is not as described in the release's README, when cvind.mat does not fit, or when a
+    folder images/ or masks/ is there.
     Source: README of https://doi.org/10.6084/m9.figshare.1512427.
     """
     found = [path for path in sorted(folder.rglob("*.mat")) if re.fullmatch("[0-9]+", path.stem)]
@@ -54,7 +55,7 @@ def convert_cheng(folder: Path) -> None:
         )
     folds = _cheng_folds(folder, max(files))
     for name in ("images", "masks"):
-        (folder / name).mkdir()
+        _make_new(folder / name, ".mat")
     rows = []
     for number, path in progress(sorted(files.items()), desc="decoding .mat", unit=" files"):
         image, mask, label, patient = _cheng_slice(path)
@@ -109,7 +110,7 @@ def convert_npz(folder: Path, classes: list[str]) -> None:
     """A MedMNIST file: <subset>_images (n, side, side[, 3]) uint8 and <subset>_labels (n, 1) of train, val, test.
 
     Writes images/<subset>/<row>.png and frames.csv: image, label (name of the class), subset.
-    Raises InputError when there are two files, or one whose arrays are not as described.
+    Raises InputError when there are two files, or one whose arrays are not as described, or a folder images/.
     Source: medmnist/dataset.py of https://github.com/MedMNIST/MedMNIST.
     """
     files = sorted(folder.rglob("*.npz"))
@@ -118,13 +119,14 @@ def convert_npz(folder: Path, classes: list[str]) -> None:
     if len(files) > 1:
         raise InputError(f"{files[0].name} and {files[1].name}: one .npz file is read; take the others out")
     path = files[0]
+    _make_new(folder / "images", ".npz")
     rows = []
     try:
         with np.load(path, allow_pickle=False) as arrays:
             for subset in SUBSETS:
                 images, labels = arrays[f"{subset}_images"], arrays[f"{subset}_labels"]
                 _check_npz(path.name, subset, images, labels, len(classes))
-                (folder / "images" / subset).mkdir(parents=True)
+                (folder / "images" / subset).mkdir()
                 for row, image in enumerate(progress(images, desc=f"decoding {path.name}, {subset}", unit=" images")):
                     name = f"images/{subset}/{row:06d}.png"
                     _save(folder / name, image)
@@ -146,6 +148,15 @@ def _check_npz(name: str, subset: str, images: np.ndarray, labels: np.ndarray, c
         raise InputError(
             f"{name}: {subset}_labels from {labels.min()} to {labels.max()}, but the card names {classes} classes"
         )
+
+
+def _make_new(folder: Path, suffix: str) -> None:
+    if folder.exists():
+        raise InputError(
+            f"{folder.name}/ lies beside the release's {suffix} files, which are decoded into a folder of this name; "
+            "give the release's files alone"
+        )
+    folder.mkdir()
 
 
 def _save(path: Path, pixels: np.ndarray) -> None:
