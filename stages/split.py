@@ -23,7 +23,7 @@ def main(
     metrics: Annotated[Path, Option(help="JSON file to write")],
     training: Annotated[Path | None, Option(help="crops of the data set that trains, for protocol external")] = None,
 ) -> None:
-    from lesionlab.data.cards import grouped_by, read_card, resolve_split
+    from lesionlab.data.cards import check_apart, grouped_by, read_card, resolve_split
     from lesionlab.data.splits import assign_folds, crop_digests, describe_external, describe_split, external_split
     from lesionlab.data.thumbnails import by_subset, describe_likeness, likeness
     from lesionlab.files import read_images, read_index, read_json, read_thumbnails, write_json, write_table
@@ -46,8 +46,9 @@ def main(
         trained, size = read_index(training), read_images(training).shape[1]
         if size != images.shape[1]:
             raise InputError(f"{crops}: crops are {images.shape[1]} px, {training} has {size}; set model.image_size")
-        table = external_split(index, trained, settings)
         datasets = (read_params(overlay=replace(current_overlay(), cell=None)).dataset, params.dataset)
+        check_apart(*datasets)
+        table = external_split(index, trained, settings)
         description = describe_external(index, table, trained, settings, datasets=datasets, seed=params.seed)
         thumbnails = by_subset(index, table["subset"], thumbnails) | {"train": read_thumbnails(training, trained)}
     description["proof"] |= describe_likeness(thumbnails)

@@ -1,6 +1,5 @@
 """The study `external`: a data set that only tests, what the two share, and the study as a user runs it."""
 
-import contextlib
 import json
 import os
 import re
@@ -33,8 +32,7 @@ DROPPING = protocol("external", near_duplicate_bits=4, drop_duplicates=True)
 
 
 def describe(index: pd.DataFrame, table: pd.DataFrame, training: pd.DataFrame, datasets=PHANTOMS) -> dict:
-    with contextlib.chdir(ROOT):
-        return describe_external(index, table, training, PARAMS, datasets=datasets, seed=42)
+    return describe_external(index, table, training, PARAMS, datasets=datasets, seed=42)
 
 
 # The split
@@ -80,13 +78,12 @@ def test_two_parts_of_one_data_set_are_not_called_group_disjoint():
         ("brain-mri-kaggle", "brain-mri-kaggle"),
     ],
 )
-def test_data_sets_that_share_images_do_not_test_each_other(one, other):
-    index, training = make_index(5, seed=1), make_index(7, seed=2)
-    table = external_split(index, training, PARAMS)
+def test_data_sets_that_share_images_do_not_test_each_other(monkeypatch, one, other):
+    monkeypatch.chdir(ROOT)
     for datasets in ((one, other), (other, one)):
         cards = " and ".join(f"datasets/{name}.yaml" for name in datasets)
         with pytest.raises(InputError) as caught:
-            describe(index, table, training, datasets)
+            check_apart(*datasets)
         assert str(caught.value) == (
             f"{cards} share images (shares_images_with in datasets/{datasets[0]}.yaml), so that neither tests what the "
             "other trained; choose another external data set"

@@ -9,7 +9,7 @@ from scipy.sparse import coo_matrix
 from scipy.sparse.csgraph import connected_components
 from sklearn.model_selection import StratifiedGroupKFold
 
-from lesionlab.data.cards import SUBSETS, check_apart
+from lesionlab.data.cards import SUBSETS
 from lesionlab.data.hashes import HASH_BITS
 from lesionlab.errors import InputError
 from lesionlab.params import SplitParams
@@ -321,9 +321,7 @@ def describe_external(
 
     datasets: names of the one that trains and of the external one. Two parts of one data set may share patients
     whatever their pictures look like, so those are not called group-disjoint.
-    Raises InputError when a card of the two says that they share images.
     """
-    check_apart(*datasets)
     near = near_other(index, training, params.near_duplicate_bits)
     frames = index["frame"]
     kept = frames[near & (split["subset"] == "test").to_numpy()].nunique()
