@@ -325,13 +325,14 @@ def means_of(name: str) -> pd.DataFrame:
 
 def predictions_of(name: str, blocks: int) -> list[Predictions]:
     """What the networks of a blockwise study said at one depth, a fold an item."""
-    folds = yaml.safe_load(read(name, "params.yaml"))["folds"]
+    params = yaml.safe_load(read(name, "params.yaml"))
+    sensitivity = params["set"].get("training", {}).get("sensitivity")
     with tempfile.TemporaryDirectory() as folder:
         path = Path(folder) / "predictions.csv"
         found = []
-        for fold in folds:
+        for fold in params["folds"]:
             path.write_text(read(name, f"predictions/{blocks}-{fold}.csv"))
-            found.append(read_predictions(path))
+            found.append(read_predictions(path, sensitivity=sensitivity))
     return found
 
 

@@ -3,7 +3,7 @@
 reads   metrics and predictions of the cells, studies/<name>/params.yaml
 writes  table.csv, table.md, figure.png, and the few figures that sort experiments as headline.json; of the study
         ensemble also a row a test crop
-params  seed, training.sensitivity, evaluate.resamples
+params  seed, training.sensitivity, evaluate.resamples, evaluate.tta
 """
 
 from pathlib import Path

@@ -229,7 +229,7 @@ def read_by(of: str) -> set[str]:
     """What a stage reads of params.yaml."""
     if of != "summarise":
         return rules.without_leaves_of_sections(rules.read_by(of))
-    files = ("stages/summarise.py", "lesionlab/studies/external.py")
+    files = ("stages/summarise.py", "lesionlab/studies/external.py", "lesionlab/studies/tables.py")
     return set().union(*(rules.keys_read_in(rules.syntax(ROOT / file)) for file in files))
 
 

@@ -2,6 +2,7 @@
 
 import json
 import os
+import re
 import shutil
 import signal
 import sqlite3
@@ -28,7 +29,7 @@ from lesionlab.pictures import MODEL_COLOURS, OTHER_COLOUR, SERIES_COLOURS
 from lesionlab.studies import blockwise, ensemble, external, leakage, variants
 from lesionlab.studies.figures import GAIN, cell_intervals, cell_points
 from lesionlab.studies.predictions import mean_of, point_metrics, read_predictions, write_predictions
-from lesionlab.studies.tables import Paths, markdown_table, mean_sd, write_summary
+from lesionlab.studies.tables import Paths, decided, markdown_table, mean_sd, write_summary
 from lesionlab.training.threshold import choose_threshold
 
 MODULES = {"blockwise": blockwise, "ensemble": ensemble, "external": external, "leakage": leakage, "variants": variants}
@@ -326,6 +327,7 @@ def test_the_leak_is_random_less_group(paths, params, folds):
         for protocol, shuffled in (("random", "false"), ("random", "true"), ("group", "false"), ("group", "true")):
             scores = right if protocol == "random" else noisy(fold, 0.4)
             proof = {"protocol": protocol, "labels": "shuffled" if shuffled == "true" else "true"}
+            proof |= {"group_disjoint": protocol == "group"}
             names.append(f"0-{protocol}-{shuffled}-{fold}")
             place(paths, names[-1], scores, **proof)
     study = leakage.Study(protocols=["random", "group"], shuffle=["false", "true"], folds=folds, blocks=[], set={})
@@ -333,6 +335,7 @@ def test_the_leak_is_random_less_group(paths, params, folds):
     table = table.set_index(["protocol", "labels"])
     assert len(table) == 5
     assert table.loc[("random", "true"), "accuracy"] == 1.0
+    assert "protocols random (NOT group-disjoint) and group (group-disjoint), seed" in text
     group = table.loc[("group", "true"), "accuracy"]
     assert 0.3 < group < 0.95
     assert headline["leak_accuracy"] == pytest.approx(1 - group, abs=1e-5)
@@ -409,6 +412,43 @@ def test_variants_are_rows_with_size_seconds_and_intervals(paths, params):
     row = table.iloc[0]
     assert f"| {row['loss']:.3f} [{row['loss_low']:.3f}, {row['loss_high']:.3f}] |" in text
     assert "Lowest validation loss: backbone" in text
+    assert "seed 1, mean of 2 views of a crop, threshold at the largest Youden index on validation crops. Sec" in text
+    val = read_predictions(paths.predictions / "dense.csv").val
+    accuracy = point_metrics(val)["accuracy"]
+    assert table["val_accuracy"].iloc[0] == pytest.approx(accuracy, abs=1e-5), "decided as test crops are"
+    assert table["val_loss"].iloc[0] == pytest.approx(log_loss(val.labels, val.probabilities), abs=1e-5)
+
+
+@pytest.mark.parametrize(
+    ("cells", "message"),
+    [
+        ({"backbones": {"views": {"evaluate": {"tta": 8}}}}, "backbones.views: nothing reads 'evaluate' of a single"),
+        ({"backbones": {"deep": {"finetune": {"unfrozen_blocks": 2}}}}, "backbones.deep: nothing reads 'finetune'"),
+        ({"cnns": {"other": {"model": {"backbone": "vgg16"}}}}, "cnns.other: nothing reads 'model' of a single cell"),
+        ({"cnns": {"sure": {"training": {"sensitivity": 0.9}}}}, "cnns.sure: say set.training.sensitivity"),
+    ],
+)
+def test_what_nothing_reads_of_a_variant_is_refused(tmp_path, cells, message):
+    write_yaml_file(tmp_path / "params.yaml", {"cnns": {}, "backbones": {}, "set": {}} | cells)
+    with pytest.raises(InputError, match=re.escape(message)):
+        read_yaml(tmp_path / "params.yaml", variants.Study)
+
+
+@pytest.mark.parametrize(
+    ("changes", "classes", "said"),
+    [
+        ({"evaluate.tta": 0}, 3, ""),
+        ({"evaluate.tta": 0}, 2, ", threshold at the largest Youden index on validation crops"),
+        ({"evaluate.tta": 2}, 3, ", mean of 2 views of a crop"),
+        (
+            {"evaluate.tta": 8, "training.sensitivity": 0.95},
+            2,
+            ", mean of 8 views of a crop, threshold that reaches sensitivity 0.95 on validation crops",
+        ),
+    ],
+)
+def test_a_caption_says_how_a_class_was_decided(changes, classes, said):
+    assert decided(Params.model_validate(small_params(changes)), classes) == said
 
 
 def test_external_figures_have_a_gain_over_a_random_order_and_no_drop_of_it(paths, params):

@@ -30,22 +30,29 @@ def pr_points(scores: Scores) -> pd.DataFrame:
     return thin(pd.DataFrame({"recall": recall, "precision": precision, "threshold": np.append(thresholds, 1.0)}))
 
 
-def draw_roc(path: Path, curves: dict[str, pd.DataFrame], titles: dict[str, str]) -> None:
+def averaged(classes: int) -> str:
+    """What a curve of more than two classes is, and the area beside it, which is not the curve's own."""
+    return "curve: micro-average; area: mean over classes, one against the rest" if classes > 2 else ""
+
+
+def draw_roc(path: Path, curves: dict[str, pd.DataFrame], titles: dict[str, str], classes: int = 2) -> None:
     """ROC curves. titles: text of each model in the legend."""
     figure, axis = plt.subplots(figsize=(5.4, 5))
     for model, table in curves.items():
         _line(axis, table["false_positive_rate"], table["true_positive_rate"], model, titles[model])
     axis.plot([0, 1], [0, 1], color="#999999", linestyle=":", linewidth=1, label="chance")
     axis.set(xlabel="false positive rate", ylabel="true positive rate", xlim=(-0.01, 1.01), ylim=(-0.01, 1.01))
+    axis.set_title(averaged(classes), fontsize=9)
     _finish(figure, axis, path, "lower right")
 
 
-def draw_pr(path: Path, curves: dict[str, pd.DataFrame], titles: dict[str, str]) -> None:
+def draw_pr(path: Path, curves: dict[str, pd.DataFrame], titles: dict[str, str], classes: int = 2) -> None:
     """Precision-recall curves. titles: text of each model in the legend."""
     figure, axis = plt.subplots(figsize=(5.4, 5))
     for model, table in curves.items():
         _line(axis, table["recall"], table["precision"], model, titles[model])
     axis.set(xlabel="recall", ylabel="precision", xlim=(-0.01, 1.01), ylim=(-0.01, 1.01))
+    axis.set_title(averaged(classes), fontsize=9)
     _finish(figure, axis, path, "lower left")
 
 

@@ -285,8 +285,8 @@ def _draw(
         return {name: tables[f"{kind}_{name}"] for name in names}
 
     with whole_folder(paths.pictures) as folder:
-        pictures.draw_roc(folder / "roc.png", points("roc", shown), titled(shown, "roc_auc", "AUC"))
-        pictures.draw_pr(folder / "pr.png", points("pr", shown), titled(shown, "pr_auc", "AP"))
+        pictures.draw_roc(folder / "roc.png", points("roc", shown), titled(shown, "roc_auc", "AUC"), len(classes))
+        pictures.draw_pr(folder / "pr.png", points("pr", shown), titled(shown, "pr_auc", "AP"), len(classes))
         pictures.draw_reliability(
             folder / "calibration.png",
             {

@@ -21,6 +21,7 @@ from lesionlab.studies.tables import (
     Summary,
     count_crops,
     count_tests,
+    decided,
     interval,
     mean_sd,
     provenance,
@@ -57,6 +58,7 @@ def summarise(study: Study, params: Params, paths: Paths) -> Summary:
     spread = f"Mean ± standard deviation of {count_tests(tests)}"
     if single:
         spread = f"{count_crops(tests)}, [95 % interval, bootstrap over groups]"
+    origin += decided(params, len(tests[0].classes))
     notes = [f"{spread}; {params.dataset}, {origin}. {GAIN_NOTE}", _choice(best, several_tests=tests_differ(tests))]
     headline = {name: float(best[name].mean()) for name in SHOWN} | {"blocks": ", ".join(map(str, best["blocks"]))}
     return Summary("Block-wise fine-tuning", table, shown, notes, draw(cells, best), headline)

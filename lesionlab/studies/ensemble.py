@@ -18,7 +18,7 @@ from lesionlab.evaluation.uncertainty import entropy, mutual_information, risk_c
 from lesionlab.params import Count, Params, Section
 from lesionlab.pictures import SERIES_COLOURS
 from lesionlab.studies.predictions import Predictions, mean_of, out_of_fold, read_predictions
-from lesionlab.studies.tables import Paths, Summary, count_crops, interval, mean_sd, provenance, tests_differ
+from lesionlab.studies.tables import Paths, Summary, count_crops, decided, interval, mean_sd, provenance, tests_differ
 
 SHOWN = ("accuracy", "balanced_accuracy", "precision", "recall", "f1", "roc_auc", "log_loss", "aurc")
 RANKINGS = dict(zip(("entropy", "mutual information"), SERIES_COLOURS, strict=False))
@@ -65,7 +65,8 @@ def summarise(study: Study, params: Params, paths: Paths) -> Summary:
     information = np.concatenate([_information(part) for part in parts])
     wrong = np.concatenate([part.joint.test.wrong for part in parts])
     notes = [
-        f"{spread}; {params.dataset}, {origin}. aurc: area under the risk-coverage curve of the entropy, lower is "
+        f"{spread}; {params.dataset}, {origin} of the members, {params.seed} of split and intervals"
+        f"{decided(params, len(tests[0].classes))}. aurc: area under the risk-coverage curve of the entropy, lower is "
         "better; a random order gives the error rate. Gain is ensemble less mean member.",
         f"Mutual information of the members: {_mean(information[wrong])} nats where the ensemble is wrong, "
         f"{_mean(information[~wrong])} where it is right.",

@@ -10,13 +10,13 @@ import numpy as np
 import pandas as pd
 
 from lesionlab.evaluation.metrics import Scores
-from lesionlab.evaluation.pictures import roc_points
+from lesionlab.evaluation.pictures import averaged, roc_points
 from lesionlab.files import read_json
 from lesionlab.params import Params, Section
 from lesionlab.pictures import MODEL_COLOURS
 from lesionlab.studies.figures import GAIN, GAIN_NOTE, cell_intervals, difference, flat
 from lesionlab.studies.predictions import read_predictions
-from lesionlab.studies.tables import Paths, Summary, interval, provenance
+from lesionlab.studies.tables import Paths, Summary, decided, interval, provenance
 
 MODELS = ("transfer", "finetune")
 LOST = ("accuracy", "balanced_accuracy", "roc_auc", "f1", "recall", "specificity")
@@ -68,7 +68,7 @@ def summarise(study: Study, params: Params, paths: Paths) -> Summary:
         "External test",
         table,
         shown,
-        notes(datasets, proof, paths),
+        notes(datasets, proof, paths, decided(params, classes_of(scores))),
         draw(table, scores, datasets),
         {
             f"{row['test']}_{row['model']}_{name}": float(row[name])
@@ -78,12 +78,17 @@ def summarise(study: Study, params: Params, paths: Paths) -> Summary:
     )
 
 
+def classes_of(scores: dict[tuple[str, str], Scores]) -> int:
+    """How many classes the models tell apart."""
+    return next(iter(scores.values())).probabilities.shape[1]
+
+
 def figures_of(row: pd.Series) -> tuple[str, ...]:
     """The figures that a row of the table has."""
     return LOST if row["test"] == "drop" else SHOWN
 
 
-def notes(datasets: dict[str, str], proof: dict, paths: Paths) -> list[str]:
+def notes(datasets: dict[str, str], proof: dict, paths: Paths, how: str) -> list[str]:
     """What was tested on what, under which protocols, and how sure it is that the two share nothing."""
     tested, left_out = proof["subsets"]["test"], proof["duplicates"]["crops_in_no_subset"]
     every = "all" if not left_out else f"all but {left_out} crops that repeat others"
@@ -92,7 +97,7 @@ def notes(datasets: dict[str, str], proof: dict, paths: Paths) -> list[str]:
         f"{datasets['external']} (external: {tested['frames']} frames); drop: internal - external. [95 % interval, "
         "bootstrap over groups of each test set]. Threshold and temperature are those of the internal validation.",
         f"Internal: {provenance([paths.metrics / f'{model}.json' for model in MODELS])}; "
-        f"external: {provenance([paths.metrics / 'split_external.json'])}. {GAIN_NOTE}",
+        f"external: {provenance([paths.metrics / 'split_external.json'])}{how}. {GAIN_NOTE}",
         f"{proof['frames_near_training_frames']} external frames are near-duplicates (perceptual hashes within "
         f"{proof['near_duplicate_bits']} of 64 bits) of one of the {proof['training_frames_compared']} frames of "
         f"{datasets['internal']}.",
@@ -112,7 +117,7 @@ def draw(table: pd.DataFrame, scores: dict[tuple[str, str], Scores], datasets: d
             roc.plot(1 - row["specificity"], row["recall"], "o", color=colour, fillstyle=_fill(test), markersize=7)
     roc.plot([0, 1], [0, 1], ":", color="#999999", linewidth=1, label="chance")
     roc.set(xlabel="false positive rate", ylabel="true positive rate", xlim=(-0.01, 1.01), ylim=(-0.01, 1.01))
-    roc.set_title("ROC; circles: operating points", fontsize=10)
+    roc.set_title(averaged(classes_of(scores)) or "ROC; circles: operating points", fontsize=10)
     roc.legend(loc="lower right", fontsize=8)
     shifts = np.linspace(0.27, -0.27, len(rows))
     for shift, ((model, test), row) in zip(shifts, rows.iterrows(), strict=True):

@@ -7,12 +7,13 @@ import numpy as np
 import pandas as pd
 from pydantic import Field, PositiveInt
 
+from lesionlab.evaluation.table import kept_apart
 from lesionlab.files import read_json
 from lesionlab.params import Count, Params, Section
 from lesionlab.pictures import SERIES_COLOURS
 from lesionlab.studies.figures import GAIN, GAIN_NOTE, cell_intervals, difference, flat
 from lesionlab.studies.predictions import read_predictions
-from lesionlab.studies.tables import Paths, Summary, count_tests, interval
+from lesionlab.studies.tables import Paths, Summary, count_tests, decided, interval
 
 LEAKED = ("accuracy", "balanced_accuracy", "roc_auc")
 SHOWN = (*LEAKED, GAIN)  # the gain follows the error rate, so its difference is no leak
@@ -42,21 +43,21 @@ def summarise(study: Study, params: Params, paths: Paths) -> Summary:
     figures = pd.concat(_figures(paths, name, params) for name in names.values())
     cells, leaks = aggregate(figures), aggregate(leak(figures))
     table = pd.concat([cells, leaks]) if len(leaks) else cells
-    chance = 1 / int(figures["classes"].iloc[0])
+    classes = int(figures["classes"].iloc[0])
     shown = pd.DataFrame({"unfrozen blocks": table["blocks"], "protocol": table["protocol"], "labels": table["labels"]})
     for name in SHOWN:
         shown[name.replace("_", " ")] = [_shown(row, name) for _, row in table.iterrows()]
     notes = [
-        f"Test figures, {_spread(paths, study)}; {params.dataset}, seed {params.seed}. Chance is a balanced accuracy "
-        f"of {chance:.3f}. {GAIN_NOTE}",
+        f"Test figures, {_spread(paths, study)}; {params.dataset}, {_protocols(paths, study)}, seed {params.seed}"
+        f"{decided(params, classes)}. Chance is a balanced accuracy of {1 / classes:.3f}. {GAIN_NOTE}",
         *(
-            f"Leak (random minus groups kept apart, true labels), {row['blocks']} unfrozen blocks: {_differences(row)}."
+            f"Leak ({row['protocol']}, true labels), {row['blocks']} unfrozen blocks: {_differences(row)}."
             for _, row in leaks.iterrows()
         ),
     ]
     if len(leaks):
         notes.append(LEAK_NOTES[len(study.folds) > 1])
-    return Summary("Leakage", table, shown, notes, draw(cells, chance), headline(leaks))
+    return Summary("Leakage", table, shown, notes, draw(cells, 1 / classes), headline(leaks))
 
 
 def aggregate(figures: pd.DataFrame) -> pd.DataFrame:
@@ -138,6 +139,12 @@ def _figures(paths: Paths, name: str, params: Params) -> pd.DataFrame:
     row |= {"fold": int(name.split("-")[-1])}
     row |= {"crops": len(predictions.ids), "classes": len(predictions.classes)}
     return pd.DataFrame([row | flat(table)])
+
+
+def _protocols(paths: Paths, study: Study) -> str:
+    """The protocols, and what the split of each kept apart."""
+    cells = {p: paths.metrics / f"0-{p}-{study.shuffle[0]}-{study.folds[0]}.json" for p in study.protocols}
+    return "protocols " + " and ".join(f"{name} ({kept_apart(read_json(path))})" for name, path in cells.items())
 
 
 def _spread(paths: Paths, study: Study) -> str:

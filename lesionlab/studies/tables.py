@@ -9,6 +9,7 @@ import pandas as pd
 
 from lesionlab.evaluation.table import kept_apart
 from lesionlab.files import read_json, whole_file, write_json, write_table
+from lesionlab.params import Params
 from lesionlab.pictures import save_figure
 from lesionlab.studies.predictions import Predictions
 
@@ -92,6 +93,16 @@ def interval(row: pd.Series, name: str, *, signed: bool = False) -> str:
     """`0.948 [0.931, 0.961]` of the columns <name>, <name>_low and <name>_high; signed for differences."""
     sign = "+" if signed else ""
     return f"{row[name]:{sign}.3f} [{row[f'{name}_low']:{sign}.3f}, {row[f'{name}_high']:{sign}.3f}]"
+
+
+def decided(params: Params, classes: int) -> str:
+    """How a class was decided, as the end of a sentence: views that are averaged, for two classes the threshold."""
+    views = f", mean of {params.evaluate.tta} views of a crop" if params.evaluate.tta > 1 else ""
+    if classes != 2:
+        return views
+    sensitivity = params.training.sensitivity
+    rule = "at the largest Youden index" if sensitivity is None else f"that reaches sensitivity {sensitivity:g}"
+    return f"{views}, threshold {rule} on validation crops"
 
 
 def provenance(metrics: list[Path]) -> str:

@@ -6,6 +6,7 @@ from typing import Any
 import matplotlib.pyplot as plt
 import numpy as np
 import pandas as pd
+from pydantic import model_validator
 
 from lesionlab.evaluation.calibration import calibration_metrics
 from lesionlab.evaluation.metrics import Scores, resample
@@ -14,10 +15,15 @@ from lesionlab.params import Params, Section
 from lesionlab.pictures import SERIES_COLOURS
 from lesionlab.studies.figures import GAIN, GAIN_NOTE, cell_metrics, flat
 from lesionlab.studies.predictions import read_predictions
-from lesionlab.studies.tables import Paths, Summary, interval, provenance
+from lesionlab.studies.tables import Paths, Summary, decided, interval, provenance
 
 SHOWN = ("loss", "accuracy", "precision", "recall", "f1", "roc_auc", GAIN)
 DRAWN = dict(zip(("accuracy", "f1"), SERIES_COLOURS, strict=False))
+
+
+# What a cell may change: all share crops and split, and are decided and measured alike.
+OF_A_CNN = {"seed", "training", "augment", "baseline"}
+OF_A_BACKBONE = {"seed", "training", "augment", "model", "transfer"}
 
 
 class Study(Section):
@@ -26,6 +32,19 @@ class Study(Section):
     cnns: dict[str, dict[str, Any]]
     backbones: dict[str, dict[str, Any]]
     set: dict[str, Any]
+
+    @model_validator(mode="after")
+    def _cells_change_what_is_read(self) -> "Study":
+        for kind, cells, known in (("cnns", self.cnns, OF_A_CNN), ("backbones", self.backbones, OF_A_BACKBONE)):
+            for name, cell in cells.items():
+                if unread := sorted(cell.keys() - known):
+                    raise ValueError(
+                        f"{kind}.{name}: nothing reads '{unread[0]}' of a single cell (it may hold "
+                        f"{', '.join(sorted(known))}); say set.{unread[0]} for all"
+                    )
+                if "sensitivity" in cell.get("training", {}):
+                    raise ValueError(f"{kind}.{name}: say set.training.sensitivity: all cells are decided alike")
+        return self
 
 
 def summarise(study: Study, params: Params, paths: Paths) -> Summary:
@@ -40,11 +59,12 @@ def summarise(study: Study, params: Params, paths: Paths) -> Summary:
         shown[name.replace("_", " ")] = [f"{value:.3f}" for value in table[name]]
     for name in SHOWN:
         shown[name.replace("_", " ")] = [interval(row, name) for _, row in table.iterrows()]
+    classes = int(table["classes"].iloc[0])
     origin = provenance([paths.metrics / f"{name}.json" for name in table["model"]])
     notes = [
         f"{table['crops'].iloc[0]} test crops of {table['groups'].iloc[0]} groups, [95 % interval, bootstrap over "
-        f"groups]; {params.dataset}, {origin}. Seconds are of training with its start; activations that an earlier "
-        f"cell computed are used again. {GAIN_NOTE}",
+        f"groups]; {params.dataset}, {origin}{decided(params, classes)}. Seconds are of training with its start; "
+        f"activations that an earlier cell computed are used again. {GAIN_NOTE}",
         f"Lowest validation loss: {best['model']}, with test accuracy {interval(best, 'accuracy')} and "
         f"F1 {interval(best, 'f1')}.",
     ]
@@ -73,14 +93,16 @@ def _row(name: str, params: Params, paths: Paths) -> dict[str, float]:
     trained = read_json(paths.metrics / f"{name}.json")
     predictions = read_predictions(paths.predictions / f"{name}.csv", sensitivity=params.training.sensitivity)
     test = predictions.test
+    validation = _figures(predictions.val, np.ones((1, len(predictions.val.labels))))  # decided as test crops are
     figures = resample(partial(_figures, test), test.groups, params.evaluate.resamples, params.seed).table()
     return {
         "model": name,
         "parameters": trained["parameters"],
         "trained_parameters": trained["trained_parameters"],
         "seconds": read_json(paths.metrics / f"{name}_seconds.json")["seconds"],
-        "val_loss": trained["validation"]["loss"],
-        "val_accuracy": trained["validation"]["accuracy"],
+        "val_loss": float(validation["loss"][0]),
+        "val_accuracy": float(validation["accuracy"][0]),
+        "classes": len(predictions.classes),
         "crops": len(test.labels),
         "groups": len(np.unique(test.groups)),
         **flat(figures.set_index("metric").loc[[*SHOWN]]),
