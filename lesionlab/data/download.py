@@ -296,7 +296,7 @@ def _copy_folder(given: Path, folder: Path, kept_whole: set[str]) -> dict:
     digest, total, archives = hashlib.sha256(), 0, []
     names = sorted(_files_below(given))
     if not names:
-        raise InputError(f"download.source: {given} holds no files")
+        raise InputError(f"download.source: {given} holds no files; put the release there, or name another folder")
     for name in progress(names, desc=f"copying {given.name}", unit=" files"):
         path, target = given / name, folder / name
         total += path.stat().st_size
