@@ -1,6 +1,6 @@
 """split: decide, once and on record, which crops train, validate and test.
 
-reads   data/crops, datasets/<dataset>.yaml
+reads   data/crops, datasets/<dataset>.yaml; under protocol external also the card of the data set that trains
 writes  data/split.csv       id, fold, subset; label where labels are shuffled
         metrics/split.json   sizes, class balance, duplicates, proof that no group is shared, frames that are alike
 params  dataset, seed, split

@@ -24,6 +24,7 @@ from lesionlab.data import download as module
 from lesionlab.data import weights as weights_module
 from lesionlab.data.cards import Card, Recommended, Source, read_card, resolve_model
 from lesionlab.data.download import download_images, fetch
+from lesionlab.data.unpack import Limits
 from lesionlab.data.weights import fetch_weights
 from lesionlab.errors import InputError
 from lesionlab.models.backbones import KNOWN, find_backbone
@@ -543,15 +544,37 @@ def test_a_bad_archive_among_the_files_is_named_and_nothing_is_written(out, tmp_
         assert nothing_written(out, root)
 
 
-def test_an_archive_beside_what_it_holds_is_refused(out, tmp_path):
+def test_an_archive_beside_what_it_holds_changes_nothing_and_beside_other_content_is_refused(out, tmp_path):
     given = tmp_path / "given"
     given.mkdir()
-    (given / "a.zip").write_bytes(zipped({"b.png": b"1"}))
+    (given / "a.zip").write_bytes(zipped({"b.png": b"1", "deep/c.png": b"3"}))
+    (given / "b.png").write_bytes(b"1")
+    download_images(make_card(), settings(given), 42, out)
+    assert contents(out) == {"b.png": b"1", "deep/c.png": b"3"}
     (given / "b.png").write_bytes(b"2")
-    with pytest.raises(
-        InputError, match=r"given/a\.zip: 'b\.png' is there already: .* or unpacked beside it; take one"
-    ):
+    with pytest.raises(InputError, match=r"given/a\.zip: 'b\.png' lies beside it with other content; take one of them"):
         download_images(make_card(), settings(given), 42, out)
+
+
+def test_files_that_are_zips_by_their_bytes_alone_are_copied(out, tmp_path):
+    files = {name: zipped({"archive/data.pkl": b"1"}) for name in ("a.bin", "b.bin", "c.xlsb")}
+    (tmp_path / "given").mkdir()
+    for name, content in files.items():
+        (tmp_path / "given" / name).write_bytes(content)
+    download_images(make_card(), settings(tmp_path / "given"), 42, out)
+    assert contents(out) == files
+
+
+def test_archives_in_an_archive_share_its_limit(out, root, monkeypatch):
+    """Each of the inner ones is within it, together they are not."""
+    monkeypatch.setattr(module, "Limits", lambda: Limits(floor=100_000, ratio=0))
+    inner = zipped({"zeros.png": bytes(40_000)})
+    (root / "outer.zip").write_bytes(zipped({f"{number}/in.zip": inner for number in range(2)}))
+    download_images(make_card(), settings("outer.zip"), 42, out)
+    assert contents(out) == {f"{number}/zeros.png": bytes(40_000) for number in range(2)}
+    (root / "outer.zip").write_bytes(zipped({f"{number}/in.zip": inner for number in range(3)}))
+    with pytest.raises(InputError, match=r"^2/in\.zip: .*decompression bomb"):
+        download_images(make_card(), settings("outer.zip"), 42, out)
 
 
 def test_a_url_is_fetched_and_unpacked_and_the_cards_sources_are_not(server, out):

@@ -242,8 +242,10 @@ def test_params_are_what_is_read(stage, of, entry):
     study = set(files.pop("${study}/params.yaml"))
     external = "--cell external" in given["cmd"]
     read = read_by(of)
-    card = f"datasets/${{{'external' if external else 'set'}.dataset}}.yaml"
-    assert set(files) == ({card} if "card" in read else set())
+    cards = {f"datasets/${{{'external' if external else 'set'}.dataset}}.yaml"}
+    if stage == "split_external":
+        cards.add("datasets/${set.dataset}.yaml")  # whether the two share images
+    assert set(files) == (cards if "card" in read else set())
     read -= {"card"}
     assert root <= read | {key.partition(".")[0] for key in read}
     assert all({key, key.partition(".")[0]} & root for key in read - {"dataset"})

@@ -121,9 +121,10 @@ def test_channels_of_16_bits_are_refused_not_clipped(tmp_path, content):
     path.write_bytes(content)
     with Image.open(path) as image:
         assert (image.size, image.mode[:3]) == ((4, 3), "RGB")
-    with pytest.raises(BrokenImageError) as caught:
+    with pytest.raises(InputError) as caught:
         read_rgb(path)
     assert str(caught.value) == f"{path}: has 16 bits a channel; save it as 16-bit grey or 8-bit RGB"
+    assert not isinstance(caught.value, BrokenImageError), "crop.skip_broken would leave such frames out"
 
 
 def test_grey_of_16_bits_and_a_bmp_of_16_bits_a_pixel_are_read(tmp_path):
@@ -478,6 +479,15 @@ def test_folders_of_one_published_subset_are_not_copies_of_each_other(tmp_path):
     layout = X_RAYS | {"subsets": {"train": "train", "val": "train", "test": "test"}}
     frames = read_frames(make_card(layout, "none", ("healthy", "ill")), tmp_path)
     assert [frame.official for frame in frames] == ["test", "train", "train"]
+
+
+def test_equal_files_of_two_patients_are_no_copies_of_each_other(tmp_path):
+    for patient in ("p1", "p2"):
+        add_image(tmp_path / f"train/{patient}/NORMAL/1.jpeg")
+        add_image(tmp_path / f"again/train/{patient}/NORMAL/1.jpeg")
+    add_image(tmp_path / "test/p3/virus/1.jpeg")
+    frames = read_frames(make_card(X_RAYS, {"pattern": r"/(p\d)/"}, ("healthy", "ill")), tmp_path)
+    assert sorted(frame.group for frame in frames) == ["p1", "p2", "p3"]
 
 
 def test_capitals_of_folders_do_not_matter(tmp_path):

@@ -4,18 +4,20 @@ Downloads are kept in .lesionlab/downloads, outside what DVC deletes before a st
 other work trees take them from there. Where each file came from is said on stderr.
 """
 
+import filecmp
 import hashlib
 import os
 import re
 import shutil
 import sys
+import tempfile
 import time
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path, PurePosixPath
 from urllib.parse import quote, unquote, urlsplit
 
 from lesionlab.data.cards import Card, ChengMat, Npz, PhantomLayout, Source, card_path
-from lesionlab.data.unpack import archive_kind, is_residue, is_web_page, unpack
+from lesionlab.data.unpack import Limits, archive_kind, is_residue, is_web_page, named_as_archive, unpack
 from lesionlab.errors import InputError
 from lesionlab.files import file_digest, from_root, repository_root, whole_file, whole_folder, write_json
 from lesionlab.params import DownloadParams
@@ -90,7 +92,7 @@ def download_images(card: Card, settings: DownloadParams, seed: int, folder: Pat
                 "with --force",
                 file=sys.stderr,
             )
-        _unpack_within(partial, kept_whole)
+        _unpack_within(partial, kept_whole, sum(record["bytes"] for record in records))
         if isinstance(card.layout, ChengMat | Npz):
             from lesionlab.data.convert import convert
 
@@ -291,7 +293,7 @@ def _add_file(path: Path, folder: Path, unpacked: bool) -> None:
 def _copy_folder(given: Path, folder: Path, kept_whole: set[str]) -> dict:
     """Copy a folder's files, links followed, macOS residue left out; their number, bytes and common SHA-256.
 
-    Its archives are unpacked in place of a copy, after all others, so that none of them is overwritten.
+    Its archives are unpacked in place of a copy, after all others: what lies unpacked beside one already stays.
     """
     digest, total, archives = hashlib.sha256(), 0, []
     names = sorted(_files_below(given))
@@ -301,39 +303,68 @@ def _copy_folder(given: Path, folder: Path, kept_whole: set[str]) -> dict:
         path, target = given / name, folder / name
         total += path.stat().st_size
         digest.update(f"{file_digest(path)}  {name}\n".encode(errors="surrogateescape"))
-        if path.name not in kept_whole and archive_kind(path) is not None:
+        if _is_packed(path, kept_whole):
             archives.append(name)
             continue
         target.parent.mkdir(parents=True, exist_ok=True)
         shutil.copyfile(path, target)
     for name in archives:
-        unpack(given / name, (folder / name).parent)
+        _unpack_beside(given / name, (folder / name).parent)
     return {"files": len(names), "bytes": total, "sha256": digest.hexdigest()}
 
 
-def _unpack_within(folder: Path, kept_whole: set[str]) -> None:
+def _unpack_within(folder: Path, kept_whole: set[str], packed: int) -> None:
     """Unpack the archives that archives held, each where it lies, until none is left.
 
+    packed: bytes of what was fetched; all that lay in it may unpack to as much as one archive of that size.
     Raises InputError naming one that cannot be unpacked, or that lies in more than `_ARCHIVE_DEPTH` others.
     """
+    usual = Limits()
+    left = min(max(usual.floor, int(usual.ratio * packed)), usual.size)
+    depth = 0
     try:
-        for _ in range(_ARCHIVE_DEPTH):
-            for path in _archives_below(folder, kept_whole):
-                unpack(path, path.parent)
+        while archives := [path for path in sorted(folder.rglob("*")) if _is_packed(path, kept_whole)]:
+            depth += 1
+            if depth > _ARCHIVE_DEPTH:
+                raise InputError(
+                    f"{archives[0]}: an archive in more than {_ARCHIVE_DEPTH} others; unpack them by hand and run "
+                    "again with -S download.source=FOLDER"
+                )
+            for path in archives:
+                left -= _unpack_beside(path, path.parent, replace(usual, size=left))
                 path.unlink()
-        left = _archives_below(folder, kept_whole)
     except InputError as error:  # the folder is deleted after an error: its name tells a user nothing
         raise InputError(str(error).replace(f"{folder}{os.sep}", "")) from None
-    if left:
-        raise InputError(
-            f"{left[0].relative_to(folder)}: an archive in more than {_ARCHIVE_DEPTH} others; unpack them by hand and "
-            "run again with -S download.source=FOLDER"
-        )
 
 
-def _archives_below(folder: Path, kept_whole: set[str]) -> list[Path]:
-    files = [path for path in sorted(folder.rglob("*")) if path.is_file() and path.name not in kept_whole]
-    return [path for path in files if archive_kind(path) is not None]
+def _unpack_beside(archive: Path, folder: Path, limits: Limits | None = None) -> int:
+    """Unpack an archive into a folder that may hold some of its files already; returns the bytes that it held.
+
+    Raises InputError when a file of one name lies there with other content.
+    """
+    total = 0
+    folder.mkdir(parents=True, exist_ok=True)
+    with tempfile.TemporaryDirectory(dir=folder) as unpacked:
+        unpack(archive, Path(unpacked), limits)
+        for path in sorted(path for path in Path(unpacked).rglob("*") if path.is_file()):
+            name = path.relative_to(unpacked)
+            target = folder / name
+            total += path.stat().st_size
+            if target.is_file() and filecmp.cmp(path, target, shallow=False):
+                continue
+            if target.exists():
+                raise InputError(
+                    f"{archive}: '{name.as_posix()}' lies beside it with other content; take one of them out"
+                )
+            target.parent.mkdir(parents=True, exist_ok=True)
+            path.rename(target)
+    return total
+
+
+def _is_packed(path: Path, kept_whole: set[str]) -> bool:
+    if not path.is_file() or path.name in kept_whole or not named_as_archive(path):
+        return False
+    return archive_kind(path) is not None
 
 
 def _files_below(given: Path) -> list[str]:

@@ -163,8 +163,8 @@ def read_rgb(path: Path) -> np.ndarray:
     """Decode an image to (height, width, 3) uint8 RGB; greyscale of 16 bits is windowed between its percentiles.
 
     Pillow is the one decoder of this project: decoders differ by up to six grey levels on the same JPEG.
-    Raises BrokenImageError when the file is truncated, not an image, too large for Pillow's limit, or has several
-    channels of 16 bits, of which Pillow would keep eight.
+    Raises BrokenImageError when the file is truncated, not an image or too large for Pillow's limit; InputError when it
+    has several channels of 16 bits, of which Pillow would keep eight.
     """
     return _decode(path, ("RGB",))
 
@@ -175,7 +175,7 @@ def _decode(path: Path, modes: tuple[str, ...]) -> np.ndarray:
         with Image.open(path) as image:
             windowed = image.mode.startswith("I") or image.mode == "F"
             if not windowed and _has_16_bits_a_channel(image):
-                raise BrokenImageError(f"{path}: has 16 bits a channel; save it as 16-bit grey or 8-bit RGB")
+                raise InputError(f"{path}: has 16 bits a channel; save it as 16-bit grey or 8-bit RGB")
             ImageOps.exif_transpose(image, in_place=True)
             if windowed:
                 return np.repeat(_window(np.asarray(image, dtype="float32"))[..., None], 3, axis=2)
@@ -316,10 +316,12 @@ def _read_class_folders(card: Card, reading: Reading, raw: Path) -> list[Frame]:
         known = [k for k, part in enumerate(parts) if part in class_of or part in subset_of]
         below = "/".join([*dict.fromkeys(parts[k] for k in known), *parts[known[-1] + 1 :], path.name])
         # Some archives hold a second copy of everything, or of one of its folders, one folder deeper.
-        if any(filecmp.cmp(path, other, shallow=False) for other in first_of.setdefault(below, [])):
+        group = group_of(name)
+        copies = first_of.setdefault((below, group), [])
+        if any(filecmp.cmp(path, other, shallow=False) for other in copies):
             continue
-        first_of[below].append(path)
-        frames.append(Frame(name, path, None, label, group_of(name), official))
+        copies.append(path)
+        frames.append(Frame(name, path, None, label, group, official))
     if not frames:
         folders = ", ".join(layout.folders or card.classes)
         raise OtherLayoutError(f"{raw}: no image found in folders called {folders}; check download.source")

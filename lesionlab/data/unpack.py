@@ -31,17 +31,14 @@ _SUFFIXES = {
     ".tar.gz": "tar", ".tar.bz2": "tar", ".tar.xz": "tar",
 }  # fmt: skip
 # Zip files by their bytes, but files of their own to those who made them.
-_KEPT_WHOLE = {
-    ".npz", ".keras", ".pt", ".pth", ".ckpt", ".pkl", ".mlx", ".jar", ".whl", ".xlsx", ".xlsm", ".docx", ".docm",
-    ".pptx", ".pptm", ".ods", ".odt", ".odp", ".epub",
-}  # fmt: skip
+_KEPT_WHOLE = {".npz", ".keras", ".xlsx", ".docx", ".pptx", ".ods", ".odt", ".pt", ".pth"}  # fmt: skip
 _ZIP_MAGIC = (b"PK\x03\x04", b"PK\x05\x06")
 _RAR_MAGIC = b"Rar!\x1a\x07"
 _DECOMPRESSORS = {b"\x1f\x8b": gzip.open, b"BZh": bz2.open, b"\xfd7zXZ\x00": lzma.open}
 _RESIDUE = ("__MACOSX", ".DS_Store")
 _CHUNK = 1 << 20
 _LINK, _SPECIAL = "a link", "a special file (device or pipe)"
-_BY_HAND = "unpack it by hand and run again with -S download.source=FOLDER"
+_BY_HAND = "unpack it by hand, out of its folder, and run again with -S download.source=FOLDER"
 _DAMAGED = (
     zipfile.BadZipFile, tarfile.TarError, zlib.error, lzma.LZMAError, EOFError, struct.error, ValueError,
     NotImplementedError,
@@ -116,6 +113,11 @@ def archive_kind(path: Path) -> Kind | None:
         what = "a web page, not an archive" if is_web_page(start) else f"damaged, or not a {promised} archive"
         raise InputError(f"{path}: {what}; delete it and download it again")
     return None
+
+
+def named_as_archive(path: Path) -> bool:
+    """Whether a file's name is that of an archive, or has no suffix: others are zip files by their bytes alone."""
+    return not path.suffix or path.name.lower().endswith(tuple(_SUFFIXES))
 
 
 def is_web_page(start: bytes) -> bool:

@@ -65,7 +65,7 @@ def summarise(study: Study, params: Params, paths: Paths) -> Summary:
     information = np.concatenate([_information(part) for part in parts])
     wrong = np.concatenate([part.joint.test.wrong for part in parts])
     notes = [
-        f"{spread}; {params.dataset}, {origin} of the members, {params.seed} of split and intervals"
+        f"{spread}; {params.dataset}, {origin} of the members, {params.seed} of split{' and intervals' * single}"
         f"{decided(params, len(tests[0].classes))}. aurc: area under the risk-coverage curve of the entropy, lower is "
         "better; a random order gives the error rate. Gain is ensemble less mean member.",
         f"Mutual information of the members: {_mean(information[wrong])} nats where the ensemble is wrong, "
