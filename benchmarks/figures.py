@@ -242,13 +242,11 @@ def page(there: list[str], written: dict[str, str]) -> list[str]:
         "the releases. The weights were de-quantised from releases of 8 bits, so that those which `weights: imagenet`",
         "downloads give other figures; their SHA-256 are",
         ",\n".join(f"`{file}` {digest}" for file, digest in WEIGHT_FILES.items()) + ".",
-        "Of pneumoniamnist, blockwise-lc25000, blockwise-brain and the three of the leak, run before 72c0907,",
-        "intervals are over the card's groups, not as duplicates join them. Where a section says that validation",
-        "accuracy chooses a number of unfrozen blocks, it is that of all folds together, of crops that test in other",
-        "folds; later runs, and README.md's rows of blockwise-brain-224 and -mobilenet, choose in each fold by its",
-        "own. mean-brain chooses the number of networks in the older way. The copy of the brain tumours names no",
-        "patient: groups are runs of slices of one class that are alike, and that no patient of the release lies in",
-        "two of its folds rests on their author's word.",
+        "Where a section says that validation accuracy chooses a number of unfrozen blocks, it is that of all folds",
+        "together, of crops that test in other folds; later runs, and README.md's rows of blockwise-brain-224 and",
+        "-mobilenet, choose in each fold by its own. mean-brain chooses the number of networks in the older way.",
+        "The copy of the brain tumours names no patient: groups are runs of slices of one class that are alike, and",
+        "that no patient of the release lies in two of its folds rests on their author's word.",
         "",
     ]
     for name in (*EXPERIMENTS, *MEANS):
