@@ -313,5 +313,5 @@ def test_the_study_on_small_phantoms(tmp_path):
     assert (table["roc_auc"] <= table["roc_auc_high"]).all()
     text = (study / "table.md").read_text()
     assert "tested on its test subset (internal) and on all of other" in text
-    assert "external: protocol external (group-disjoint), seed 43." in text
+    assert "external: protocol external (group-disjoint), seed 43, " in text
     assert (study / "figure.png").stat().st_size > 10_000

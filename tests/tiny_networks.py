@@ -12,7 +12,7 @@ from lesionlab.models.networks import Architecture, build_network, freeze, prefi
 from lesionlab.params import Params
 from lesionlab.training.backend import start_keras
 from lesionlab.training.fit import Fit, Task, fit
-from lesionlab.training.prefix import Inputs
+from lesionlab.training.prefix import Inputs, weights_digest
 
 THREADS = 2
 SIZE = 32
@@ -58,7 +58,7 @@ def tiny_inputs(images: np.ndarray, preprocessing: str, params: Params, **change
 
 def lively(network: keras.Model, architecture: Architecture) -> keras.Model:
     """Give each BatchNormalization the statistics of some crops: as drawn, a deep network's activations fade."""
-    key = architecture.model_dump_json()
+    key = architecture.model_dump_json() + weights_digest(network)  # as drawn from its seed
     if key not in _LIVELY:
         normalising = [layer for layer in network.layers if isinstance(layer, keras.layers.BatchNormalization)]
         for layer in normalising:
