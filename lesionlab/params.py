@@ -302,7 +302,9 @@ def _require_below_set(content: object, study: Path) -> None:
     misplaced = [key for key in content if key in Params.model_fields] if isinstance(content, Mapping) else []
     if misplaced:
         key = misplaced[0]
-        raise InputError(f"{study}: '{key}' stands beside 'set', where nothing reads it; say set.{key}, as -S too")
+        raise InputError(
+            f"{study}: '{key}' stands beside 'set', where nothing reads it; say set.{key} instead, also with -S"
+        )
 
 
 def _mapping_at(content: object, key: str, path: Path) -> dict:

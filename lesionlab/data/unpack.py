@@ -31,14 +31,14 @@ _SUFFIXES = {
     ".tar.gz": "tar", ".tar.bz2": "tar", ".tar.xz": "tar",
 }  # fmt: skip
 # Zip files by their bytes, but files of their own to those who made them.
-_KEPT_WHOLE = {".npz", ".keras", ".xlsx", ".docx", ".pptx", ".ods", ".odt", ".pt", ".pth"}  # fmt: skip
+_KEPT_WHOLE = {".npz", ".keras", ".xlsx", ".docx", ".pptx", ".ods", ".odt", ".pt", ".pth"}
 _ZIP_MAGIC = (b"PK\x03\x04", b"PK\x05\x06")
 _RAR_MAGIC = b"Rar!\x1a\x07"
 _DECOMPRESSORS = {b"\x1f\x8b": gzip.open, b"BZh": bz2.open, b"\xfd7zXZ\x00": lzma.open}
 _RESIDUE = ("__MACOSX", ".DS_Store")
 _CHUNK = 1 << 20
 _LINK, _SPECIAL = "a link", "a special file (device or pipe)"
-_BY_HAND = "unpack it by hand, out of its folder, and run again with -S download.source=FOLDER"
+_BY_HAND = "unpack it by hand, into a folder without it, and run again with -S download.source=FOLDER"
 _DAMAGED = (
     zipfile.BadZipFile, tarfile.TarError, zlib.error, lzma.LZMAError, EOFError, struct.error, ValueError,
     NotImplementedError,
@@ -341,10 +341,7 @@ def _new_file(archive: Path, folder: Path, name: PurePosixPath) -> Path:
     except (FileExistsError, NotADirectoryError):
         there = True
     if there:
-        raise InputError(
-            f"{archive}: '{name}' is there already: twice in this archive, from another one, or unpacked beside it; "
-            f"take one of them out, or {_BY_HAND}"
-        )
+        raise InputError(f"{archive}: '{name}' is there already, twice in this archive or from another one; {_BY_HAND}")
     return target
 
 
