@@ -195,8 +195,8 @@ def train_in_parts(case: Case, folder: Path, rate: float = RATE) -> tuple[float,
         keep="best",
     )
     training = TrainingParams(
-        batch_size=case.batch_size, class_weights=True, label_smoothing=0, mixup=0, sensitivity=None,
-        dtype=keras.config.dtype_policy().name, prefix_cache=True, prefix_cache_gib=10,
+        batch_size=case.batch_size, class_weights=True, label_smoothing=0, mixup=0, lesion_attention=0,
+        sensitivity=None, dtype=keras.config.dtype_policy().name, prefix_cache=True, prefix_cache_gib=10,
         cache_dtype="float32", threads=THREADS,
     )  # fmt: skip
     started = time.perf_counter()

@@ -144,6 +144,7 @@ def read_table(path: Path, columns: tuple[str, ...], text: tuple[str, ...] = ())
 
 
 INDEX_COLUMNS = ("id", "label", "group", "frame", "x", "y", "width", "height", "official", "hash", "frame_digest")
+LESIONS = "lesions.npy"  # beside images.npy, where any frame has a mask
 SPLIT_COLUMNS = ("id", "fold", "subset")
 
 
@@ -161,6 +162,20 @@ def read_index(crops: Path) -> pd.DataFrame:
 def read_images(crops: Path) -> np.ndarray:
     """The crops, memory-mapped: (n, size, size, 3) uint8 RGB."""
     return _read_array(crops / "images.npy")
+
+
+def read_lesions(crops: Path) -> np.ndarray:
+    """Where lesions lie in the crops, from masks: (n, cells, cells) uint8, the covered part of each cell in 255ths.
+
+    Raises InputError where the data set has no masks.
+    """
+    path = crops / LESIONS
+    if not path.exists():
+        raise InputError(
+            f"{path}: not found, since the data set has no masks; set training.lesion_attention to 0 in params.yaml "
+            "(with masks: run dvc repro crop)"
+        )
+    return _read_array(path)
 
 
 def read_thumbnails(crops: Path, index: pd.DataFrame) -> np.ndarray:

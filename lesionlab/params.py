@@ -17,6 +17,7 @@ from lesionlab.errors import InputError
 Fraction = Annotated[float, Field(ge=0, le=1)]
 PositiveFloat = Annotated[float, Field(gt=0)]
 Count = Annotated[int, Field(ge=0)]
+Pooling = Literal["average", "flatten", "attention"]  # of a head on a backbone
 
 
 class Section(BaseModel):
@@ -83,12 +84,19 @@ class TrainingParams(Section):
     class_weights: bool
     label_smoothing: Annotated[float, Field(ge=0, lt=1)]
     mixup: Annotated[float, Field(ge=0)]
+    lesion_attention: Annotated[float, Field(ge=0)]
     sensitivity: Annotated[float, Field(gt=0, le=1)] | None
     dtype: Literal["auto", "float32", "mixed_bfloat16"]
     prefix_cache: bool
     prefix_cache_gib: PositiveFloat
     cache_dtype: Literal["float32", "float16", "bfloat16"]
     threads: PositiveInt
+
+    @model_validator(mode="after")
+    def _lesions_are_not_mixed(self) -> "TrainingParams":
+        if self.mixup and self.lesion_attention:
+            raise ValueError("mixup mixes crops whose lesions lie in different places; set it or lesion_attention to 0")
+        return self
 
 
 class AugmentParams(Section):
@@ -128,7 +136,7 @@ class TransferParams(FitParams):
     """The new head on a frozen backbone; `auto` is what the card says."""
 
     head_filters: list[PositiveInt]
-    pooling: Literal["average", "flatten"]
+    pooling: Pooling
     dense: Literal["auto"] | Count
     dropout: Annotated[float, Field(ge=0, lt=1)]
 

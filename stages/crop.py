@@ -4,6 +4,8 @@ reads   data/raw, datasets/<dataset>.yaml
 writes  data/crops/images.npy  (n, size, size, 3) uint8 RGB
         data/crops/index.csv   id, label, group, frame, x, y, width, height, official, hash,
                                frame_digest, and what the card's layout.columns names
+        data/crops/lesions.npy  where frames have masks: (n, cells, cells) uint8, the part of each cell of 8 pixels
+                               that lesion covers, in 255ths
         data/crops/thumbnails.npy  (frames, 16, 16) uint8 grey, in the order of index.csv
         data/crops/reading.json  which of the card's layouts the files fit, and what their groups go by
         metrics/crop.json      counts, and the broken images that were left out

@@ -33,7 +33,7 @@ from lesionlab.data.crops import (
 )
 from lesionlab.data.readers import BrokenImageError, Frame, read_frames, read_rgb
 from lesionlab.data.thumbnails import thumbnail
-from lesionlab.files import read_images, read_index, read_thumbnails
+from lesionlab.files import read_images, read_index, read_lesions, read_thumbnails
 from lesionlab.params import CropParams, Params
 
 PARAMS = Params.model_validate(small_params()).crop
@@ -443,6 +443,34 @@ def test_thumbnails_are_those_of_the_frames_that_gave_a_crop(tmp_path, drawn_pha
         assert np.array_equal(small, thumbnail(grey))
 
 
+def test_lesions_lie_where_the_mask_covers_the_crop(tmp_path):
+    mask = np.zeros((100, 120), "uint8")
+    mask[20:60, 30:80] = 255
+    frame = frame_of(tmp_path, "a", noise((100, 120, 3)), mask)
+    crops = crop_frame(frame, BOTH, PARAMS, 32, 42)
+    assert crops.lesions.shape == (len(crops.rows), 4, 4)
+    assert crops.lesions.dtype == np.uint8
+    for cells, row in zip(crops.lesions, crops.rows, strict=True):
+        window = mask[row["y"] : row["y"] + row["height"], row["x"] : row["x"] + row["width"]]
+        assert abs(cells.mean() - window.mean()) < 8
+        assert (cells.mean() > 60) == (row["label"] == "polyp")
+    whole = crop_frame(
+        frame_of(tmp_path, "b", noise((100, 120, 3)), mask, label="ill"), ["well", "ill"], PARAMS, 120, 42
+    )
+    expected = np.pad(mask, ((10, 10), (0, 0))).reshape(15, 8, 15, 8).mean(axis=(1, 3))
+    np.testing.assert_allclose(whole.lesions[0], expected, atol=1)
+    assert crop_frame(frame_of(tmp_path, "c", mask, label="ill"), ["ill"], PARAMS, 32, 42).lesions.any() == 0
+
+
+def test_lesions_are_written_where_there_are_masks(tmp_path, drawn_phantom, tiny_card, monkeypatch):
+    index, _ = crop_all(drawn_phantom, tmp_path / "crops", tiny_card, PARAMS, 32, 42)
+    lesions = read_lesions(tmp_path / "crops")
+    assert lesions.shape == (len(index), 4, 4)
+    covered = lesions.mean(axis=(1, 2)) / 255
+    assert covered[index["label"] == "polyp"].min() > 0.1
+    assert covered[index["label"] == "background"].max() < 0.05
+
+
 def cut_content(path: Path) -> np.ndarray:
     pixels = read_rgb(path)
     x, y, width, height = content_box(pixels)
@@ -453,7 +481,7 @@ def test_cutting_twice_gives_the_same_bytes(tmp_path, drawn_phantom, tiny_card):
     for name in ("a", "b"):
         index, _ = crop_all(drawn_phantom, tmp_path / name, tiny_card, PARAMS, 32, 42)
         draw_sheet(tmp_path / f"{name}.png", tmp_path / name, index, BOTH, 42)
-    for file in ("images.npy", "index.csv", "thumbnails.npy"):
+    for file in ("images.npy", "index.csv", "lesions.npy", "thumbnails.npy"):
         assert (tmp_path / "a" / file).read_bytes() == (tmp_path / "b" / file).read_bytes()
     assert (tmp_path / "a.png").read_bytes() == (tmp_path / "b.png").read_bytes()
     with Image.open(tmp_path / "a.png") as sheet:

@@ -112,7 +112,8 @@ def test_a_fragment_is_a_pass_over_the_shifted_frame(backbone, stride, shift):
 
 @pytest.mark.parametrize("backbone", [SMALL, *LARGE])
 @pytest.mark.parametrize(
-    "changes", [{"pooling": "average"}, {"pooling": "flatten"}, {"dense": 0}, {"head_filters": (6,)}]
+    "changes",
+    [{"pooling": "average"}, {"pooling": "flatten"}, {"pooling": "attention"}, {"dense": 0}, {"head_filters": (6,)}],
 )
 def test_on_a_frame_of_one_window_the_features_are_those_of_the_crop(backbone, changes):
     """Whatever the classifier's own head is."""

@@ -140,7 +140,7 @@ def test_a_head_learns_beside_the_classifiers_layers_and_leaves_those_alone(fram
         np.testing.assert_array_equal(weight, other)
 
 
-@pytest.mark.parametrize("change", [{"pooling": "flatten"}, {"head_filters": (8,)}])
+@pytest.mark.parametrize("change", [{"pooling": "flatten"}, {"pooling": "attention"}, {"head_filters": (8,)}])
 def test_a_classifiers_head_that_reads_the_map_itself_is_not_taken_over(change):
     dense = DenseBackbone(classifier_of(SMALL, **change), 0.5)
     logits = build_head(dense, seed=1).predict_on_batch(np.ones((2, sum(dense.levels)), "float32"))

@@ -67,7 +67,9 @@ def test_xla_compiles_no_network(backbone):
     assert [part.jit_compile for part in parts] == [False] * len(parts)
 
 
-@pytest.mark.parametrize(("pooling", "dense", "width"), [("average", 0, 256), ("flatten", 0, 256), ("average", 5, 5)])
+@pytest.mark.parametrize(
+    ("pooling", "dense", "width"), [("average", 0, 256), ("flatten", 0, 256), ("average", 5, 5), ("attention", 0, 512)]
+)
 def test_the_head_is_what_params_say(pooling, dense, width):
     architecture = tiny_architecture(
         "mobilenet_0.25", pooling=pooling, dense=dense, dropout=0.0, classes=["a", "b", "c"]

@@ -21,7 +21,7 @@ from lesionlab.data.hashes import perceptual_hash
 from lesionlab.data.readers import BrokenImageError, Frame, brightest, darkest, find_frames, read_mask, read_rgb
 from lesionlab.data.thumbnails import SIDE, thumbnail
 from lesionlab.errors import InputError
-from lesionlab.files import INDEX_COLUMNS, read_images, whole_folder, write_json, write_table
+from lesionlab.files import INDEX_COLUMNS, LESIONS, read_images, whole_folder, write_json, write_table
 from lesionlab.params import CropParams
 from lesionlab.progress import progress
 from lesionlab.seeds import generator
@@ -32,6 +32,7 @@ MARGIN_SHARE = 0.08  # a row or column with fewer bright pixels than this is mar
 HIGHLIGHT_LEVEL = 225  # a pixel whose darkest channel is brighter is a specular highlight
 CANDIDATES = 400  # windows drawn to find the negatives of one frame
 SMALLEST_WINDOW = 16  # pixels
+LESION_CELL = 8  # pixels of a crop on a side of a cell of its lesions: maps of networks have cells of 16 and more
 SHEET_COLUMNS = 12
 SHEET_LINES = 10
 MOST_WORKERS = 8
@@ -43,9 +44,13 @@ MOST_AHEAD = 24  # parts that are begun or done, but not yet given out
 
 @dataclass(frozen=True)
 class FrameCrops:
-    """The crops of one frame: images (n, size, size, 3) uint8, one row of the index each, and the frame's thumbnail."""
+    """The crops of one frame: images (n, size, size, 3) uint8, one row of the index each, and the frame's thumbnail.
+
+    lesions: (n, cells, cells) uint8, the part of each cell that a mask covers, in 255ths; 0 without a mask.
+    """
 
     images: np.ndarray
+    lesions: np.ndarray
     rows: list[dict]
     thumbnail: np.ndarray
 
@@ -200,22 +205,37 @@ def _share(pixels: np.ndarray, windows: np.ndarray) -> np.ndarray:
 
 
 def cut(image: Image.Image, window: Box, size: int) -> np.ndarray:
-    """One window of a Pillow image as (size, size, 3) uint8, reduced with antialiasing."""
+    """One window of a Pillow image as (size, size, 3) uint8, of a grey one (size, size), reduced with antialiasing."""
     x, y, width, height = window
     return np.asarray(image.resize((size, size), Image.Resampling.BILINEAR, box=(x, y, x + width, y + height)))
 
 
 def fit_whole(image: Image.Image, content: Box, size: int, whole_image: str) -> np.ndarray:
-    """The content of an image as (size, size, 3) uint8: squashed, or padded with black to keep its shape."""
+    """The content of an image as (size, size, 3) uint8, of a grey one (size, size).
+
+    It is squashed, or padded with black to keep its shape.
+    """
     if whole_image == "squash":
         return cut(image, content, size)
     x, y, width, height = content
     scale = size / max(width, height)
     inner = max(1, round(width * scale)), max(1, round(height * scale))
     reduced = image.resize(inner, Image.Resampling.BILINEAR, box=(x, y, x + width, y + height))
-    square = Image.new("RGB", (size, size))
+    square = Image.new(image.mode, (size, size))
     square.paste(reduced, ((size - inner[0]) // 2, (size - inner[1]) // 2))
     return np.asarray(square)
+
+
+def lesion_cells(masks: np.ndarray) -> np.ndarray:
+    """Crops of masks, (n, size, size) uint8 grey, reduced to the means of cells: (n, cells, cells) uint8."""
+    side = cells_of(masks.shape[1])
+    cells = [np.asarray(Image.fromarray(mask).resize((side, side), Image.Resampling.BOX)) for mask in masks]
+    return np.stack(cells) if cells else np.zeros((0, side, side), "uint8")
+
+
+def cells_of(size: int) -> int:
+    """Cells on a side of `lesion_cells`."""
+    return max(1, size // LESION_CELL)
 
 
 def frame_digest(pixels: np.ndarray) -> str:
@@ -240,6 +260,10 @@ def crop_frame(frame: Frame, classes: list[str], params: CropParams, size: int, 
     if frame.label is not None:
         windows, labels = [content], [frame.label]
         images = [fit_whole(image, content, size, params.whole_image)]
+        masks = [np.zeros((size, size), "uint8")]
+        if frame.mask is not None:
+            mask = read_mask(frame.mask, params.mask_threshold, image.size, frame.image)
+            masks = [fit_whole(_grey(mask), content, size, params.whole_image)]
     else:
         mask = read_mask(frame.mask, params.mask_threshold, image.size, frame.image)
         rng = generator(seed, "crop", frame.name)
@@ -249,6 +273,7 @@ def crop_frame(frame: Frame, classes: list[str], params: CropParams, size: int, 
         windows = around + beside
         labels = [classes[-1]] * len(around) + [classes[0]] * len(beside)
         images = [cut(image, window, size) for window in windows]
+        masks = [cut(_grey(mask), window, size) for window in windows]
     x, y, width, height = content
     grey = image.crop((x, y, x + width, y + height)).convert("L")
     digest = frame_digest(pixels)
@@ -262,7 +287,12 @@ def crop_frame(frame: Frame, classes: list[str], params: CropParams, size: int, 
         for window, label in zip(windows, labels, strict=True)
     ]  # fmt: skip
     stacked = np.stack(images) if images else np.zeros((0, size, size, 3), "uint8")
-    return FrameCrops(stacked, rows, thumbnail(grey))
+    covered = lesion_cells(np.stack(masks) if masks else np.zeros((0, size, size), "uint8"))
+    return FrameCrops(stacked, covered, rows, thumbnail(grey))
+
+
+def _grey(mask: np.ndarray) -> Image.Image:
+    return Image.fromarray(mask.astype("uint8") * 255)
 
 
 def crop_frames(
@@ -323,6 +353,7 @@ def crop_all(
     skipped = []
     with whole_folder(folder) as temporary:
         rows: list[dict] = []
+        lesions: list[np.ndarray] = []
         thumbnails: list[np.ndarray] = []  # of frames that gave a crop, which alone the index names
         with (temporary / "images.npy").open("wb") as stream:
             _write_header(stream, (0, size, size, 3))
@@ -330,6 +361,7 @@ def crop_all(
             for frame, result in progress(results, total=len(frames), desc="crop", unit="frame"):
                 if not isinstance(result, InputError):
                     stream.write(result.images.tobytes())
+                    lesions.append(result.lesions)
                     rows += result.rows
                     thumbnails += [result.thumbnail] if result.rows else []
                 elif not isinstance(result, BrokenImageError):
@@ -340,6 +372,10 @@ def crop_all(
                     raise InputError(f"{result}, or leave it out with crop.skip_broken=true") from result
             stream.seek(0)
             _write_header(stream, (len(rows), size, size, 3))
+        if any(frame.mask is not None for frame in frames):
+            with (temporary / LESIONS).open("wb") as stream:
+                _write_header(stream, (len(rows), cells_of(size), cells_of(size)))
+                stream.writelines(lesions)
         with (temporary / "thumbnails.npy").open("wb") as stream:
             _write_header(stream, (len(thumbnails), SIDE, SIDE))
             stream.writelines(thumbnails)

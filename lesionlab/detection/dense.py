@@ -88,7 +88,7 @@ class DenseBackbone:
         """What the classifier's own head says of windows: (n, channels) features to (n, classes) calibrated logits.
 
         Its layers are frozen and its dropout is left out. None where its head does not read the mean of the last map
-        (`head_filters`, or `pooling: flatten`).
+        (`head_filters`, or another `pooling`).
         """
         description = self.classifier.description
         architecture = description.architecture

@@ -28,8 +28,8 @@ LESION_WINDOWS = 16  # drawn of each lesion, whatever its size: recall counts le
 BATCH = 256  # windows a step
 CHUNK = 4096  # windows whose features are held in full precision at once
 UNWEIGHTED = {
-    "class_weights": False, "label_smoothing": 0.0, "mixup": 0.0, "sensitivity": None, "dtype": "float32",
-    "prefix_cache": False, "prefix_cache_gib": 1.0, "cache_dtype": "float32",
+    "class_weights": False, "label_smoothing": 0.0, "mixup": 0.0, "lesion_attention": 0.0, "sensitivity": None,
+    "dtype": "float32", "prefix_cache": False, "prefix_cache_gib": 1.0, "cache_dtype": "float32",
 }  # fmt: skip
 CLASSES = ("no lesion at the centre", "lesion")
 

@@ -1,7 +1,6 @@
 """Classifiers in code: the small CNN, and a head on a backbone, each one flat functional model that ends in logits."""
 
 from pathlib import Path
-from typing import Literal
 
 import keras
 import numpy as np
@@ -10,7 +9,7 @@ from scipy import special
 from lesionlab.errors import InputError
 from lesionlab.files import read_json
 from lesionlab.models.backbones import Preprocessing, find_backbone
-from lesionlab.params import Section
+from lesionlab.params import Pooling, Section
 from lesionlab.seeds import derive_seed
 
 HEAD_CONVOLUTION = "head_conv"  # with a number: the convolutions of a head
@@ -18,6 +17,8 @@ NEW_NORMALIZATION = "new_norm"  # with a number: normalization that has no stati
 # Of a normalization that trains. Those of Keras and of keras.applications, 0.99 and 0.999, leave the statistics behind
 # for hundreds or thousands of steps, longer than small sets train.
 MOMENTUM = 0.9
+ATTENTION_MAP = "head_attention_map"  # where attention pools: a number for each cell, (n, rows, columns, 1)
+ATTENTION_SCORES = "head_attention_scores"  # the same in one row, (n, rows * columns), before the softmax
 ATTENTION_REDUCTION = 8  # channels of a block for each unit of its attention's middle layer
 
 
@@ -33,7 +34,7 @@ class Architecture(Section):
     batch_normalization: bool = False
     attention: bool = False
     head_filters: tuple[int, ...] = ()
-    pooling: Literal["average", "flatten"] = "average"
+    pooling: Pooling = "average"
     dense: int
     dropout: float
     image_size: int
@@ -74,6 +75,8 @@ def build_network(architecture: Architecture, seed: int, weights: Path | None = 
         x = keras.layers.Conv2D(filters, 3, padding="same", activation="relu", name=f"{HEAD_CONVOLUTION}{number}")(x)
     if architecture.pooling == "average":
         x = keras.layers.GlobalAveragePooling2D(name="head_pool")(x)
+    elif architecture.pooling == "attention":
+        x = _attention_pooling(x)
     else:
         x = keras.layers.Flatten(name="head_flatten")(x)
     return network_of(base.input, _head(x, architecture), architecture.backbone)
@@ -119,6 +122,22 @@ def freeze(model: keras.Model, boundary: str | None, *, normalization: bool = Fa
     return network_of(model.get_layer(boundary).output, model.output, "suffix")
 
 
+def with_attention(model: keras.Model, boundary: str | None) -> keras.Model:
+    """The part behind `boundary` once more, sharing its layers, with two outputs: logits and attention's scores.
+
+    Raises InputError where the head has no attention.
+    """
+    try:
+        scores = model.get_layer(ATTENTION_SCORES).output
+    except ValueError:
+        raise InputError(
+            "params.yaml: training.lesion_attention teaches attention, and this head has none; set transfer.pooling to "
+            "attention, or training.lesion_attention to 0"
+        ) from None
+    inputs = model.input if boundary is None else model.get_layer(boundary).output
+    return network_of(inputs, [model.output, scores], "with_attention")
+
+
 def prefix_of(model: keras.Model, boundary: str) -> keras.Model:
     """The frozen part: from the input to the boundary's activation."""
     return network_of(model.input, model.get_layer(boundary).output, "prefix")
@@ -160,6 +179,23 @@ def _small_cnn(architecture: Architecture) -> keras.Model:
         x = keras.layers.MaxPooling2D(name=f"pool{number}")(x)
     x = keras.layers.Flatten(name="head_flatten")(x)
     return network_of(inputs, _head(x, architecture), "small_cnn")
+
+
+def _attention_pooling(x: keras.KerasTensor) -> keras.KerasTensor:
+    """A map's mean beside a weighted mean of its cells, whose weights a 1x1 convolution and a softmax find.
+
+    (n, rows, columns, channels) to (n, 2 * channels). Source: Ilse, Tomczak, Welling: Attention-based Deep Multiple
+    Instance Learning, ICML 2018, https://arxiv.org/abs/1802.04712, with one linear layer in place of two. The mean
+    stays beside it, since what surrounds a lesion tells classes apart too.
+    """
+    rows, columns, channels = x.shape[1:]
+    mean = keras.layers.GlobalAveragePooling2D(name="head_mean")(x)
+    scores = keras.layers.Conv2D(1, 1, dtype="float32", name=ATTENTION_MAP)(x)
+    scores = keras.layers.Flatten(dtype="float32", name=ATTENTION_SCORES)(scores)
+    weights = keras.layers.Softmax(dtype="float32", name="head_attention")(scores)
+    cells = keras.layers.Reshape((rows * columns, channels), name="head_map")(x)
+    attended = keras.layers.Dot(axes=1, name="head_attended")([weights, cells])
+    return keras.layers.Concatenate(name="head_pool")([mean, attended])
 
 
 def _channel_attention(x: keras.KerasTensor, number: int) -> keras.KerasTensor:

@@ -31,10 +31,23 @@ def draw_augmentation(params: AugmentParams, seed: int, version: int, count: int
 def augment(images: np.ndarray, drawn: np.ndarray) -> np.ndarray:
     """Apply drawn parameters: (n, size, size, 3) RGB in [0, 255] to the same as float32.
 
-    Flips, rotation and zoom are one affine map about the centre, interpolated once; what comes from outside is
-    reflected. Contrast scales about the image's mean; values are clipped to [0, 255].
+    Contrast scales about the image's mean; values are clipped to [0, 255].
     """
-    flip_x, flip_y, angle, zoom, brightness, contrast = drawn.T
+    moved = move(images, drawn)
+    brightness, contrast = drawn.T[4:]
+    mean = moved.mean(axis=(1, 2, 3), keepdims=True)
+    scale = contrast.astype("float32")[:, None, None, None]
+    shift = brightness.astype("float32")[:, None, None, None]
+    return np.clip((moved - mean) * scale + mean + shift, 0, 255)
+
+
+def move(images: np.ndarray, drawn: np.ndarray) -> np.ndarray:
+    """What of drawn parameters moves pixels: (n, size, size, channels) to the same as float32.
+
+    Flips, rotation and zoom are one affine map about the centre, interpolated once; what comes from outside is
+    reflected. Images of another size, and masks, move alike.
+    """
+    flip_x, flip_y, angle, zoom = drawn.T[:4]
     centre = (images.shape[1] - 1) / 2
     cosine, sine = np.cos(angle) * zoom, np.sin(angle) * zoom
     a0, a1, b0, b1 = cosine * flip_x, -sine * flip_y, sine * flip_x, cosine * flip_y
@@ -42,12 +55,8 @@ def augment(images: np.ndarray, drawn: np.ndarray) -> np.ndarray:
     zero = np.zeros_like(a0)
     transforms = np.stack([a0, a1, a2, b0, b1, b2, zero, zero], axis=1).astype("float32")
     pixels = np.asarray(images, dtype="float32")
-    moved = keras.ops.convert_to_numpy(
+    return keras.ops.convert_to_numpy(
         keras.ops.image.affine_transform(
             pixels, transforms, interpolation="bilinear", fill_mode="reflect", data_format="channels_last"
         )
     )
-    mean = moved.mean(axis=(1, 2, 3), keepdims=True)
-    scale = contrast.astype("float32")[:, None, None, None]
-    shift = brightness.astype("float32")[:, None, None, None]
-    return np.clip((moved - mean) * scale + mean + shift, 0, 255)

@@ -16,6 +16,7 @@ from lesionlab.models.saved import pad_batch
 from lesionlab.params import FitParams, TrainingParams
 from lesionlab.progress import progress
 from lesionlab.seeds import derive_seed, generator
+from lesionlab.training.lesions import Attention
 from lesionlab.training.prefix import PLAIN, Inputs, array_digest, code_digest, weights_digest
 from lesionlab.training.resume import Standing, State
 
@@ -62,21 +63,27 @@ def fit(
     seed: int,
     copies: int,
     states: Path | None = None,
+    attention: Attention | None = None,
 ) -> Fit:
     """Train `suffix` in place and leave it at its epoch of lowest validation loss, or at its last (`settings.keep`).
 
     copies: how many augmented versions of a crop exist; 0 for a new version at every epoch. Ignored where
     `settings.augment` is false. states: folder for the state of a run on `Inputs`; an interrupted run that is started
-    again with the same arguments goes on from there and ends with the same bits.
+    again with the same arguments goes on from there and ends with the same bits. attention: of `suffix`; a second
+    loss, of weight `training.lesion_attention`, teaches it where lesions are.
     Raises InputError when the loss is not a number.
     """
     steps = -(-len(task.train) // training.batch_size)
     copies = copies if settings.augment else 0
     state = None
     if states is not None:
-        state = State(states, _identity(suffix, inputs, task, settings, training, stage, seed, copies))
-    _compile(suffix, settings, training, steps)
-    standing = state.load(suffix) if state else None
+        state = State(states, _identity(suffix, inputs, task, settings, training, stage, seed, copies, attention))
+    taught, columns = suffix, {"loss": "loss", "accuracy": "accuracy"}
+    if attention is not None:
+        taught, (classes, scores) = attention.network, attention.network.output_names
+        columns = {"loss": f"{classes}_loss", "accuracy": f"{classes}_accuracy", "attention_loss": f"{scores}_loss"}
+    _compile(taught, settings, training, steps)
+    standing = state.load(taught) if state else None
     versions = list(range(copies)) if copies else [PLAIN]
     if not (settings.augment and not copies):
         inputs.prepare(task.train, versions, f"{stage}: frozen blocks, training crops")
@@ -86,22 +93,28 @@ def fit(
     first = len(standing.history) if standing else 0
     with progress(total=settings.epochs * steps, initial=first * steps, desc=stage, unit="step") as bar:
         for epoch in range(first, settings.epochs):
-            sums = np.zeros(2)
+            sums = dict.fromkeys(columns, 0.0)
             batches = _epoch_batches(task.train, epoch, steps, settings, training, stage, seed, copies)
             for step, (chosen, chosen_versions) in enumerate(batches):
                 _seed_dropout(suffix, derive_seed(seed, stage, "dropout", epoch, step))
                 batch = inputs.read(chosen, chosen_versions), targets[chosen], weights[task.labels[chosen]]
                 if training.mixup:
                     batch = mix(*batch, training.mixup, generator(seed, stage, "mixup", epoch, step))
-                loss, accuracy = suffix.train_on_batch(*batch)
-                sums += float(loss), float(accuracy)
+                if attention is not None:
+                    values, *of_classes = batch
+                    of_lesions = attention.lesions.read(chosen, chosen_versions)
+                    batch = values, *map(list, zip(of_classes, of_lesions, strict=True))
+                measured = taught.train_on_batch(*batch, return_dict=True)
+                for name, key in columns.items():
+                    sums[name] += float(measured[key])
+                loss = measured["loss"]
                 _require_finite(loss, f"the loss is {loss} at epoch {epoch}, step {step}", stage, settings)
                 bar.update()
             probabilities = predict_rows(suffix, inputs, task.val)
             _require_finite(probabilities, f"validation gives no numbers after epoch {epoch}", stage, settings)
-            row = {"epoch": epoch, "loss": sums[0] / steps, "accuracy": sums[1] / steps}
+            row = {"epoch": epoch} | {name: total / steps for name, total in sums.items()}
             row |= _validate(task.labels[task.val], probabilities)
-            row["learning_rate"] = float(suffix.optimizer.learning_rate)
+            row["learning_rate"] = float(taught.optimizer.learning_rate)
             bar.set_postfix(val_loss=f"{row['val_loss']:.3f}", val_accuracy=f"{row['val_accuracy']:.3f}")
             history = [*standing.history, row] if standing else [row]
             if standing is None or settings.keep == "last" or _is_better(row, standing):
@@ -111,7 +124,7 @@ def fit(
             if epoch - standing.kept_epoch >= settings.patience:
                 break
             if state:
-                state.save(suffix, standing)
+                state.save(taught, standing)
     suffix.set_weights(standing.kept_weights)
     if state:
         state.remove()
@@ -160,6 +173,7 @@ def _identity(
     stage: str,
     seed: int,
     copies: int,
+    attention: Attention | None,
 ) -> dict:
     """All that decides the result of a run."""
     return {
@@ -170,6 +184,7 @@ def _identity(
         "training": training.model_dump(),
         "augmentation": inputs.augmentation.model_dump(),
         "inputs": inputs.identity,
+        "lesions": None if attention is None else attention.lesions.identity,
         "start": weights_digest(suffix),
         "task": [array_digest(rows) for rows in (task.labels, task.train, task.val)] + [task.classes],
         "code": code_digest("models/*.py", "training/*.py", "seeds.py"),
@@ -183,20 +198,27 @@ def _require_finite(values: np.ndarray, problem: str, stage: str, settings: FitP
         )
 
 
-def _compile(suffix: keras.Model, settings: FitParams, training: TrainingParams, steps: int) -> None:
+def _compile(model: keras.Model, settings: FitParams, training: TrainingParams, steps: int) -> None:
+    """`model` ends in logits, or in these and attention's scores."""
     rate = settings.learning_rate
     if settings.schedule == "cosine":
         rate = keras.optimizers.schedules.CosineDecay(rate, settings.epochs * steps)
-    suffix.compile(
-        optimizer=keras.optimizers.Adam(rate),
-        loss=keras.losses.CategoricalCrossentropy(from_logits=True, label_smoothing=training.label_smoothing),
-        metrics=["accuracy"],
-        jit_compile=False,
-    )
-    suffix.optimizer.build(suffix.trainable_variables)
+    of_classes = keras.losses.CategoricalCrossentropy(from_logits=True, label_smoothing=training.label_smoothing)
+    nothing = [np.zeros((1, output.shape[-1]), dtype="float32") for output in model.outputs]
+    if len(nothing) == 1:
+        settled = {"loss": of_classes, "metrics": ["accuracy"]}
+        nothing = nothing[0]
+    else:
+        of_attention = keras.losses.CategoricalCrossentropy(from_logits=True)
+        settled = {
+            "loss": [of_classes, of_attention],
+            "loss_weights": [1.0, training.lesion_attention],
+            "metrics": [["accuracy"], []],
+        }
+    model.compile(optimizer=keras.optimizers.Adam(rate), jit_compile=False, **settled)
+    model.optimizer.build(model.trainable_variables)
     # Metrics too: Keras would make them in the first step, and then trace it once more.
-    nothing = np.zeros((1, suffix.output_shape[-1]), dtype="float32")
-    suffix.compute_metrics(None, nothing, nothing)
+    model.compute_metrics(None, nothing, nothing)
 
 
 def _epoch_batches(

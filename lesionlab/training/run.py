@@ -17,16 +17,26 @@ from lesionlab.files import (
     read_images,
     read_index,
     read_json,
+    read_lesions,
     read_split,
     write_json,
     write_table,
 )
 from lesionlab.models.backbones import find_backbone
-from lesionlab.models.networks import Architecture, freeze, in_float32, prefix_of, softmax
+from lesionlab.models.networks import (
+    ATTENTION_MAP,
+    Architecture,
+    freeze,
+    in_float32,
+    prefix_of,
+    softmax,
+    with_attention,
+)
 from lesionlab.models.saved import Classifier, Description, save_classifier
-from lesionlab.params import FitParams, Params
+from lesionlab.params import AugmentParams, FitParams, Params
 from lesionlab.training.backend import environment
 from lesionlab.training.fit import Fit, Task, fit, predict_rows
+from lesionlab.training.lesions import Attention, Lesions
 from lesionlab.training.pictures import draw_history
 from lesionlab.training.prefix import Inputs, cache_folder
 from lesionlab.training.resume import states_folder
@@ -87,6 +97,9 @@ def run_training(
         cache_dtype=params.training.cache_dtype,
         block_ends=tuple(_block_ends(architecture)),
     )
+    attention = None
+    if params.training.lesion_attention and architecture.backbone is not None:
+        attention = teach_attention(network, boundary, paths.crops, augmentation, params.seed)
     copies = 0 if architecture.backbone is None else augmentation.copies
     result = fit(
         suffix,
@@ -98,6 +111,7 @@ def run_training(
         seed=params.seed,
         copies=copies,
         states=states_folder(),
+        attention=attention,
     )
     if keras.config.dtype_policy().name != "float32" or params.training.cache_dtype != "float32":
         # The threshold and the figures belong to the network as it is saved and used, which rounds nothing.
@@ -161,6 +175,18 @@ def read_task(crops: Path, split: Path, classes: list[str]) -> Task:
     labels = index["label"].map({name: number for number, name in enumerate(classes)}).to_numpy()
     subset = index["subset"].to_numpy()
     return Task(labels, np.flatnonzero(subset == "train"), np.flatnonzero(subset == "val"), len(classes))
+
+
+def teach_attention(
+    network: keras.Model, boundary: str | None, crops: Path, augmentation: AugmentParams, seed: int
+) -> Attention:
+    """What teaches the attention of `network` behind `boundary`, from the masks of crops.
+
+    Raises InputError where its head has no attention or the data set no masks.
+    """
+    taught = with_attention(network, boundary)
+    shape = network.get_layer(ATTENTION_MAP).output.shape[1:3]
+    return Attention(taught, Lesions(read_lesions(crops), shape, augmentation, seed))
 
 
 def describe_training(
