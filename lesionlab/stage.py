@@ -13,6 +13,7 @@ import typer
 
 from lesionlab.errors import InputError
 from lesionlab.params import Overlay, overlaid
+from lesionlab.studies.schemas import check_study
 
 CELL_OPTIONS = {  # of a stage that runs as a cell of a study, on top of what `main` takes
     "study": (Path | None, None, "a study's params.yaml: its `set` is laid over params.yaml"),
@@ -47,7 +48,9 @@ def _as_cell(main: Callable) -> Callable:
     def command(**given: Any) -> None:
         started = time.perf_counter()
         study, cell, settings, seconds = (given.pop(name) for name in CELL_OPTIONS)
-        with overlaid(Overlay(study, cell, tuple(settings))):
+        overlay = Overlay(study, cell, tuple(settings))
+        check_study(overlay)
+        with overlaid(overlay):
             main(**given)
         if seconds is not None:
             from lesionlab.files import write_json  # not above: it brings pandas, and --help must be quick

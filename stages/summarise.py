@@ -32,6 +32,7 @@ def main(
 
     tracking.prepare()
     from lesionlab.studies import blockwise, ensemble, external, leakage, variants
+    from lesionlab.studies.schemas import SCHEMAS
     from lesionlab.studies.tables import Paths, write_summary
 
     started = time.perf_counter()
@@ -47,7 +48,7 @@ def main(
     }
     module = modules[kind]
     paths = Paths(metrics, predictions, table, markdown, figure, headline, crops)
-    summary = module.summarise(read_yaml(file, module.Study), params, paths)
+    summary = module.summarise(read_yaml(file, SCHEMAS[kind]), params, paths)
     print(write_summary(paths, summary))
     tracking.log_stage(
         "summarise",

@@ -26,7 +26,7 @@ STAGES = (
 # Modules that cannot change what a stage writes: they word errors, start the command line, show progress, record runs.
 HARMLESS = {
     "lesionlab/__init__.py", "lesionlab/errors.py", "lesionlab/progress.py", "lesionlab/stage.py",
-    "lesionlab/tracking.py", "stages/__init__.py",
+    "lesionlab/studies/__init__.py", "lesionlab/studies/schemas.py", "lesionlab/tracking.py", "stages/__init__.py",
 }  # fmt: skip
 # The script of both downloads imports what draws a phantom; weights are not drawn.
 HARMLESS_TO = {"download@weights": {"lesionlab/seeds.py"}}

@@ -17,7 +17,8 @@ import stages.split
 import stages.transfer
 from lesionlab.files import write_table
 from lesionlab.params import Overlay, Params, overlaid
-from lesionlab.studies.leakage import Study, summarise
+from lesionlab.studies.leakage import summarise
+from lesionlab.studies.schemas import Leakage
 from lesionlab.studies.tables import Paths
 
 GROUPS, FRAMES = 40, 12  # in three folds four frames of a group train under `random`
@@ -79,7 +80,7 @@ def test_shuffled_labels_fall_to_chance_under_group_and_not_under_random(project
     for protocol, fold in itertools.product(PROTOCOLS, FOLDS):
         run_cell(protocol, fold)
     names = ("metrics", "predictions", "table.csv", "table.md", "figure.png", "headline.json")
-    study = Study(protocols=PROTOCOLS, shuffle=["true"], folds=FOLDS, blocks=[], set={})
+    study = Leakage(protocols=PROTOCOLS, shuffle=["true"], folds=FOLDS, blocks=[], set={})
     params = Params.model_validate(read_yaml_file(project / "params.yaml"))
     table = summarise(study, params, Paths(*map(Path, names))).table.set_index("protocol")
     for protocol, fold in itertools.product(PROTOCOLS, FOLDS):  # every network could learn its training crops

@@ -89,6 +89,25 @@ def test_a_misspelt_key_of_a_study_names_its_file(study):
     assert refusal(None, "models.plain") == "--cell models.plain: give --study too, the file that holds it"
 
 
+@pytest.mark.parametrize(
+    ("kind", "content", "message"),
+    [
+        ("ensemble", {"seeds": [1], "folds": [0]}, "one seed and one fold are one member; give several seeds"),
+        ("blockwise", {"folds": [0], "blocks": [1], "seeds": [1]}, "unknown key 'seeds'"),
+        ("leakage", {"protocols": ["chance"]}, "protocols"),
+        ("variants", {"cnns": {}, "backbones": {"deep": {"finetune": {"epochs": 2}}}}, "nothing reads 'finetune'"),
+    ],
+)
+def test_what_a_study_may_not_hold_is_refused_before_its_first_cell(tiny_project, kind, content, message):
+    """The first stage of all, which would else fetch its images."""
+    write_yaml_file(tiny_project / f"studies/{kind}/params.yaml", {"set": {}} | content)
+    result = run_stage("download", "images", "--out", "fetched", "--study", f"studies/{kind}/params.yaml")
+    assert result.returncode == 1
+    assert result.stderr.startswith(f"error: studies/{kind}/params.yaml: ")
+    assert message in result.stderr
+    assert not (tiny_project / "fetched").exists()
+
+
 def test_a_stage_obeys_its_command_line(tiny_project):
     """The crop stage at a size, context and seed of the command line, and how long it took."""
     paths = ("--raw", "data/raw", "--crops", "data/crops", "--metrics", "metrics/crop.json", "--sheet", "sheet.png")

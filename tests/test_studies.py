@@ -26,13 +26,12 @@ from lesionlab.errors import InputError
 from lesionlab.evaluation.metrics import Scores
 from lesionlab.params import Overlay, Params, read_params, read_yaml
 from lesionlab.pictures import MODEL_COLOURS, OTHER_COLOUR, SERIES_COLOURS
-from lesionlab.studies import blockwise, ensemble, external, leakage, variants
+from lesionlab.studies import blockwise, ensemble, external, leakage, schemas, variants
 from lesionlab.studies.figures import GAIN, cell_intervals, cell_points
 from lesionlab.studies.predictions import mean_of, point_metrics, read_predictions, write_predictions
 from lesionlab.studies.tables import Paths, decided, markdown_table, mean_sd, write_summary
 from lesionlab.training.threshold import choose_threshold
 
-MODULES = {"blockwise": blockwise, "ensemble": ensemble, "external": external, "leakage": leakage, "variants": variants}
 SCALARS = {"seed", "dataset"}  # always in a study's `set`, so the repository's value never counts
 
 
@@ -42,7 +41,7 @@ def stages() -> list[tuple[str, str, dict]]:
     `external` reads two data sets, so other params: it has tests of its own.
     """
     found = []
-    for path in (ROOT / "studies" / study / "dvc.yaml" for study in MODULES if study != "external"):
+    for path in (ROOT / "studies" / study / "dvc.yaml" for study in schemas.SCHEMAS if study != "external"):
         for name, entry in read_yaml_file(path)["stages"].items():
             found.append((path.parent.name, name, entry.get("do", entry)))
     return found
@@ -63,7 +62,7 @@ def items_of(entry: dict) -> tuple[str, ...]:
 
 
 def test_every_study_has_a_summary():
-    assert {path.parent.name for path in (ROOT / "studies").glob("*/dvc.yaml")} == set(MODULES)
+    assert {path.parent.name for path in (ROOT / "studies").glob("*/dvc.yaml")} == set(schemas.SCHEMAS)
 
 
 @pytest.mark.parametrize(
@@ -118,18 +117,18 @@ def test_params_are_those_of_the_pipelines_stage_from_both_files(study, name, en
     assert "--study ${study}/params.yaml" in entry["cmd"]
 
 
-@pytest.mark.parametrize("study", MODULES)
+@pytest.mark.parametrize("study", schemas.SCHEMAS)
 def test_a_studys_params_are_accepted(study, monkeypatch):
     monkeypatch.chdir(ROOT)
     path = Path("studies") / study / "params.yaml"
-    content = read_yaml(path, MODULES[study].Study)
+    content = read_yaml(path, schemas.SCHEMAS[study])
     assert set(content.set) >= SCALARS
     for cell in (None, *(f"{group}.{name}" for group in ("cnns", "backbones") for name in getattr(content, group, {}))):
         assert read_params(overlay=Overlay(path, cell)).dataset == "phantom"
     assert read_yaml_file(ROOT / "studies" / study / "dvc.yaml")["vars"] == [{"study": f"studies/{study}"}]
 
 
-@pytest.mark.parametrize("study", [study for study in MODULES if study != "leakage"])
+@pytest.mark.parametrize("study", [study for study in schemas.SCHEMAS if study != "leakage"])
 def test_a_study_of_another_data_set_takes_its_published_split(study, monkeypatch):
     monkeypatch.chdir(ROOT)
     path, card = Path("studies") / study / "params.yaml", read_card("brain-tumor-cheng")
@@ -252,7 +251,7 @@ def test_blockwise_chooses_the_depth_on_validation_alone(paths, params):
         mixed = np.r_[right[:60], wrong[60:]]  # best on validation, worst on test
         place(paths, f"0-{fold}", np.r_[noisy(fold, 0.5)[:60], right[60:]])
         place(paths, f"1-{fold}", mixed, trained_parameters=1234)
-    study = blockwise.Study(folds=[0, 1], blocks=[1], set={})
+    study = schemas.Blockwise(folds=[0, 1], blocks=[1], set={})
     table, text, headline = written(paths, blockwise.summarise(study, params, paths))
     assert headline["blocks"] == "1, 1"
     assert headline["val_accuracy"] == 1.0
@@ -275,7 +274,7 @@ def test_blockwise_chooses_the_depth_on_validation_alone(paths, params):
 def test_blockwise_of_one_fold_has_intervals(paths, params):
     for blocks in (0, 1):
         place(paths, f"{blocks}-0", noisy(blocks, 0.3))
-    study = blockwise.Study(folds=[0], blocks=[1], set={})
+    study = schemas.Blockwise(folds=[0], blocks=[1], set={})
     table, text, headline = written(paths, blockwise.summarise(study, params, paths))
     for _, row in table.iterrows():
         said = read_predictions(paths.predictions / f"{row['blocks']:.0f}-0.csv")
@@ -293,7 +292,7 @@ def test_blockwise_of_one_fold_has_intervals(paths, params):
 def test_the_band_of_one_fold_is_at_its_depth_whatever_the_order(paths, params):
     for blocks in (0, 1, 2):
         place(paths, f"{blocks}-0", noisy(blocks, 0.2 + 0.2 * blocks))
-    study = blockwise.Study(folds=[0], blocks=[2, 1], set={})
+    study = schemas.Blockwise(folds=[0], blocks=[2, 1], set={})
     summary = blockwise.summarise(study, params, paths)
     table = summary.table.set_index("blocks")
     for name, band in zip(("val_accuracy", "accuracy"), summary.figure.axes[0].collections, strict=True):
@@ -330,7 +329,7 @@ def test_the_leak_is_random_less_group(paths, params, folds):
             proof |= {"group_disjoint": protocol == "group"}
             names.append(f"0-{protocol}-{shuffled}-{fold}")
             place(paths, names[-1], scores, **proof)
-    study = leakage.Study(protocols=["random", "group"], shuffle=["false", "true"], folds=folds, blocks=[], set={})
+    study = schemas.Leakage(protocols=["random", "group"], shuffle=["false", "true"], folds=folds, blocks=[], set={})
     table, text, headline = written(paths, leakage.summarise(study, params, paths))
     table = table.set_index(["protocol", "labels"])
     assert len(table) == 5
@@ -394,7 +393,7 @@ def test_variants_are_rows_with_size_seconds_and_intervals(paths, params):
     for name, spread, loss in (("dense", 0.6, 0.7), ("backbone", 0.1, 0.2)):
         place(paths, name, noisy(1, spread), validation={"loss": loss, "accuracy": 0.8})
         (paths.metrics / f"{name}_seconds.json").write_text(json.dumps({"seconds": 12.3}))
-    study = variants.Study(cnns={"dense": {}}, backbones={"backbone": {}}, set={})
+    study = schemas.Variants(cnns={"dense": {}}, backbones={"backbone": {}}, set={})
     table, text, headline = written(paths, variants.summarise(study, params, paths))
     assert table["model"].tolist() == ["dense", "backbone"]
     assert table["seconds"].tolist() == [12.3, 12.3]
@@ -422,6 +421,7 @@ def test_variants_are_rows_with_size_seconds_and_intervals(paths, params):
 @pytest.mark.parametrize(
     ("cells", "message"),
     [
+        ({"cnns": {"none": None}}, "cnns.none: Input should be a valid dictionary"),
         ({"backbones": {"views": {"evaluate": {"tta": 8}}}}, "backbones.views: nothing reads 'evaluate' of a single"),
         ({"backbones": {"deep": {"finetune": {"unfrozen_blocks": 2}}}}, "backbones.deep: nothing reads 'finetune'"),
         ({"cnns": {"other": {"model": {"backbone": "vgg16"}}}}, "cnns.other: nothing reads 'model' of a single cell"),
@@ -431,7 +431,7 @@ def test_variants_are_rows_with_size_seconds_and_intervals(paths, params):
 def test_what_nothing_reads_of_a_variant_is_refused(tmp_path, cells, message):
     write_yaml_file(tmp_path / "params.yaml", {"cnns": {}, "backbones": {}, "set": {}} | cells)
     with pytest.raises(InputError, match=re.escape(message)):
-        read_yaml(tmp_path / "params.yaml", variants.Study)
+        read_yaml(tmp_path / "params.yaml", schemas.Variants)
 
 
 @pytest.mark.parametrize(
@@ -461,7 +461,7 @@ def test_external_figures_have_a_gain_over_a_random_order_and_no_drop_of_it(path
     proof |= {"frames_near_training_frames": 0, "near_duplicate_bits": 4, "training_frames_compared": 60}
     (paths.metrics / "split_external.json").write_text(json.dumps(proof))
     params = params.model_copy(update={"dataset": "phantom"})
-    study = external.Study(set={}, external={"dataset": "other"})
+    study = schemas.External(set={}, external={"dataset": "other"})
     table, text, headline = written(paths, external.summarise(study, params, paths))
     for _, row in table.iterrows():
         if row["test"] == "drop":
@@ -481,7 +481,7 @@ def test_an_ensemble_of_equal_members_gains_nothing(paths, params):
     for seed in (1, 2):
         place(paths, f"finetune_{seed}-0", noisy(7, 0.3), seed=seed)
     table, text, headline = written(
-        paths, ensemble.summarise(ensemble.Study(seeds=[1, 2], folds=[0], set={}), params, paths)
+        paths, ensemble.summarise(schemas.Ensemble(seeds=[1, 2], folds=[0], set={}), params, paths)
     )
     gain = table.set_index("model").loc["gain"]
     for name in ensemble.SHOWN:
@@ -495,7 +495,7 @@ def test_an_ensemble_says_of_each_crop_how_its_members_disagree(paths, params):
     for seed, scores in said.items():
         place(paths, f"finetune_{seed}-0", scores)
     paths = replace(paths, crops=paths.table.with_name("predictions_ensemble.csv"))
-    written(paths, ensemble.summarise(ensemble.Study(seeds=[1, 2], folds=[0], set={}), params, paths))
+    written(paths, ensemble.summarise(schemas.Ensemble(seeds=[1, 2], folds=[0], set={}), params, paths))
     table = pd.read_csv(paths.crops)
     positive = np.stack(list(said.values()))[:, 60:]
     mean = positive.mean(axis=0)
@@ -510,7 +510,7 @@ def test_an_ensemble_says_of_each_crop_how_its_members_disagree(paths, params):
 def test_an_ensemble_of_independent_members_gains(paths, params):
     for seed in range(6):
         place(paths, f"finetune_{seed}-0", noisy(seed, 0.35), seed=seed)
-    study = ensemble.Study(seeds=list(range(6)), folds=[0], set={})
+    study = schemas.Ensemble(seeds=list(range(6)), folds=[0], set={})
     table, _, headline = written(paths, ensemble.summarise(study, params, paths))
     table = table.set_index("model")
     assert headline["gain_roc_auc"] > 0.05
@@ -539,7 +539,7 @@ def test_an_ensemble_over_folds_has_their_mean_and_deviation(paths, params):
         place(paths, name, noisy(10 * seed + fold, 0.35))
     shift_ids(paths, [cells[seed, 2] for seed in (1, 2)], 1000)
     paths = replace(paths, crops=paths.table.with_name("predictions_ensemble.csv"))
-    study = ensemble.Study(seeds=[1, 2], folds=[0, 2], set={})
+    study = schemas.Ensemble(seeds=[1, 2], folds=[0, 2], set={})
     table, text, headline = written(paths, ensemble.summarise(study, params, paths))
     table = table.set_index("model")
     said = {key: read_predictions(paths.predictions / f"{name}.csv") for key, name in cells.items()}
@@ -566,7 +566,7 @@ def test_an_ensemble_over_folds_has_their_mean_and_deviation(paths, params):
 def test_folds_of_one_test_subset_are_one_ensemble_with_a_threshold_from_all_of_them(paths, params):
     for fold in (0, 1):
         place(paths, f"finetune_1-{fold}", noisy(20 + fold, 0.35))
-    study = ensemble.Study(seeds=[1], folds=[0, 1], set={})
+    study = schemas.Ensemble(seeds=[1], folds=[0, 1], set={})
     with pytest.raises(InputError, match="folds share validation crops"):
         ensemble.summarise(study, params, paths)
     shift_ids(paths, ["finetune_1-1"], 1000, "val")
@@ -593,12 +593,12 @@ def test_folds_of_one_test_subset_are_one_ensemble_with_a_threshold_from_all_of_
 
 def test_one_member_is_no_ensemble(paths, params):
     with pytest.raises(ValidationError, match="one seed and one fold are one member"):
-        ensemble.Study(seeds=[1], folds=[0], set={})
+        schemas.Ensemble(seeds=[1], folds=[0], set={})
     for fold in (0, 1):
         place(paths, f"finetune_1-{fold}", noisy(fold, 0.3))
     shift_ids(paths, ["finetune_1-1"], 1000)
     with pytest.raises(InputError, match="each fold tests other crops, so that one seed is one member"):
-        ensemble.summarise(ensemble.Study(seeds=[1], folds=[0, 1], set={}), params, paths)
+        ensemble.summarise(schemas.Ensemble(seeds=[1], folds=[0, 1], set={}), params, paths)
 
 
 def test_a_markdown_table():

@@ -4,18 +4,17 @@ Source of the procedure: block-wise fine-tuning, doi 10.1016/j.compmedimag.2019.
 """
 
 from functools import partial
-from typing import Annotated, Any
 
 import matplotlib.pyplot as plt
 import pandas as pd
-from pydantic import Field, PositiveInt
 
 from lesionlab.evaluation.metrics import Scores
 from lesionlab.files import read_json
-from lesionlab.params import Count, Params, Section
+from lesionlab.params import Params
 from lesionlab.pictures import SERIES_COLOURS
 from lesionlab.studies.figures import GAIN, GAIN_NOTE, cell_intervals, cell_points, flat
 from lesionlab.studies.predictions import read_predictions
+from lesionlab.studies.schemas import Blockwise
 from lesionlab.studies.tables import (
     Paths,
     Summary,
@@ -32,15 +31,7 @@ CHOICE = "val_accuracy"  # what chooses the depth
 SHOWN = ("val_accuracy", "accuracy", "balanced_accuracy", "f1", "roc_auc", GAIN)
 
 
-class Study(Section):
-    """studies/blockwise/params.yaml."""
-
-    folds: Annotated[list[Count], Field(min_length=1)]
-    blocks: Annotated[list[PositiveInt], Field(min_length=1)]
-    set: dict[str, Any]
-
-
-def summarise(study: Study, params: Params, paths: Paths) -> Summary:
+def summarise(study: Blockwise, params: Params, paths: Paths) -> Summary:
     """Mean and standard deviation over folds at each depth, of one fold intervals; 0 blocks is the new head alone."""
     single = len(study.folds) == 1
     places = [(fold, blocks) for blocks in (0, *study.blocks) for fold in study.folds]

@@ -5,37 +5,23 @@ Source: Lakshminarayanan et al., Simple and Scalable Predictive Uncertainty Esti
 
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Annotated, Any
+from typing import Any
 
 import matplotlib.pyplot as plt
 import numpy as np
 import pandas as pd
-from pydantic import Field, model_validator
 
 from lesionlab.errors import InputError
 from lesionlab.evaluation.metrics import Scores, classification_metrics, resample
 from lesionlab.evaluation.uncertainty import entropy, mutual_information, risk_coverage, selective_metrics
-from lesionlab.params import Count, Params, Section
+from lesionlab.params import Params
 from lesionlab.pictures import SERIES_COLOURS
 from lesionlab.studies.predictions import Predictions, mean_of, out_of_fold, read_predictions
+from lesionlab.studies.schemas import Ensemble
 from lesionlab.studies.tables import Paths, Summary, count_crops, decided, interval, mean_sd, provenance, tests_differ
 
 SHOWN = ("accuracy", "balanced_accuracy", "precision", "recall", "f1", "roc_auc", "log_loss", "aurc")
 RANKINGS = dict(zip(("entropy", "mutual information"), SERIES_COLOURS, strict=False))
-
-
-class Study(Section):
-    """studies/ensemble/params.yaml."""
-
-    seeds: Annotated[list[Count], Field(min_length=1)]
-    folds: Annotated[list[Count], Field(min_length=1)]
-    set: dict[str, Any]
-
-    @model_validator(mode="after")
-    def _several_members(self) -> "Study":
-        if len(self.seeds) * len(self.folds) < 2:
-            raise ValueError("one seed and one fold are one member; give several seeds, or folds that only validate")
-        return self
 
 
 @dataclass(frozen=True)
@@ -47,7 +33,7 @@ class Part:
     joint: Predictions
 
 
-def summarise(study: Study, params: Params, paths: Paths) -> Summary:
+def summarise(study: Ensemble, params: Params, paths: Paths) -> Summary:
     """A row a member, their mean figures, the ensemble's, and the gain: ensemble less mean member, paired.
 
     Of one test subset: with intervals. Of folds that test other crops each: mean and standard deviation over them.
@@ -82,7 +68,7 @@ def summarise(study: Study, params: Params, paths: Paths) -> Summary:
     return Summary(title, table, shown, notes, draw(wrong, said["entropy"].to_numpy(), information), headline, said)
 
 
-def _parts(study: Study, params: Params, paths: Paths) -> list[Part]:
+def _parts(study: Ensemble, params: Params, paths: Paths) -> list[Part]:
     """A part a fold; where folds share a published test subset and differ in validation alone, one of all members."""
     sensitivity, parts = params.training.sensitivity, []
     for fold in study.folds:

@@ -3,8 +3,6 @@
 The operating threshold and the temperature come from the validation crops of the data set that trained.
 """
 
-from typing import Any
-
 import matplotlib.pyplot as plt
 import numpy as np
 import pandas as pd
@@ -12,10 +10,11 @@ import pandas as pd
 from lesionlab.evaluation.metrics import Scores
 from lesionlab.evaluation.pictures import averaged, roc_points
 from lesionlab.files import read_json
-from lesionlab.params import Params, Section
+from lesionlab.params import Params
 from lesionlab.pictures import MODEL_COLOURS
 from lesionlab.studies.figures import GAIN, GAIN_NOTE, cell_intervals, difference, flat
 from lesionlab.studies.predictions import read_predictions
+from lesionlab.studies.schemas import External
 from lesionlab.studies.tables import Paths, Summary, decided, interval, provenance
 
 MODELS = ("transfer", "finetune")
@@ -25,14 +24,7 @@ DRAWN = ("roc_auc", "balanced_accuracy", "accuracy")
 STYLES = {"internal": "--", "external": "-"}
 
 
-class Study(Section):
-    """studies/external/params.yaml."""
-
-    set: dict[str, Any]
-    external: dict[str, Any]
-
-
-def summarise(study: Study, params: Params, paths: Paths) -> Summary:
+def summarise(study: External, params: Params, paths: Paths) -> Summary:
     """Each model's figures on the test subset of its own data set, on the external one, and their difference."""
     proof = read_json(paths.metrics / "split_external.json")
     datasets = {"internal": params.dataset, "external": study.external["dataset"]}

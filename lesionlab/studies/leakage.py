@@ -1,18 +1,16 @@
 """leakage: the same set-up under two protocols, with true and with shuffled labels; the gap is the leak."""
 
-from typing import Annotated, Any, Literal
-
 import matplotlib.pyplot as plt
 import numpy as np
 import pandas as pd
-from pydantic import Field, PositiveInt
 
 from lesionlab.evaluation.table import kept_apart
 from lesionlab.files import read_json
-from lesionlab.params import Count, Params, Section
+from lesionlab.params import Params
 from lesionlab.pictures import SERIES_COLOURS
 from lesionlab.studies.figures import GAIN, GAIN_NOTE, cell_intervals, difference, flat
 from lesionlab.studies.predictions import read_predictions
+from lesionlab.studies.schemas import Leakage
 from lesionlab.studies.tables import Paths, Summary, count_tests, decided, interval
 
 LEAKED = ("accuracy", "balanced_accuracy", "roc_auc")
@@ -26,17 +24,7 @@ LEAK_NOTES = (
 COLOURS = dict(zip(("true", "shuffled"), SERIES_COLOURS, strict=False))
 
 
-class Study(Section):
-    """studies/leakage/params.yaml."""
-
-    protocols: Annotated[list[Literal["random", "group", "official"]], Field(min_length=1)]
-    shuffle: Annotated[list[Literal["true", "false"]], Field(min_length=1)]
-    folds: Annotated[list[Count], Field(min_length=1)]
-    blocks: list[PositiveInt]
-    set: dict[str, Any]
-
-
-def summarise(study: Study, params: Params, paths: Paths) -> Summary:
+def summarise(study: Leakage, params: Params, paths: Paths) -> Summary:
     """Test figures of each cell and the leak: with one fold 95 % intervals, else mean and deviation of folds."""
     arms = [(blocks, p, s) for blocks in (0, *study.blocks) for p in study.protocols for s in study.shuffle]
     names = {(arm, fold): f"{arm[0]}-{arm[1]}-{arm[2]}-{fold}" for arm in arms for fold in study.folds}
@@ -141,13 +129,13 @@ def _figures(paths: Paths, name: str, params: Params) -> pd.DataFrame:
     return pd.DataFrame([row | flat(table)])
 
 
-def _protocols(paths: Paths, study: Study) -> str:
+def _protocols(paths: Paths, study: Leakage) -> str:
     """The protocols, and what the split of each kept apart."""
     cells = {p: paths.metrics / f"0-{p}-{study.shuffle[0]}-{study.folds[0]}.json" for p in study.protocols}
     return "protocols " + " and ".join(f"{name} ({kept_apart(read_json(path))})" for name, path in cells.items())
 
 
-def _spread(paths: Paths, study: Study) -> str:
+def _spread(paths: Paths, study: Leakage) -> str:
     """What stands behind a figure; protocols whose folds are not alike, as of a published test subset, are named."""
     if len(study.folds) == 1:
         return "[95 % interval, bootstrap over groups]"

@@ -1,53 +1,26 @@
 """variants: networks compared on one split, from dense layers on pixels to backbones with two heads."""
 
 from functools import partial
-from typing import Any
 
 import matplotlib.pyplot as plt
 import numpy as np
 import pandas as pd
-from pydantic import model_validator
 
 from lesionlab.evaluation.calibration import calibration_metrics
 from lesionlab.evaluation.metrics import Scores, resample
 from lesionlab.files import read_json
-from lesionlab.params import Params, Section
+from lesionlab.params import Params
 from lesionlab.pictures import SERIES_COLOURS
 from lesionlab.studies.figures import GAIN, GAIN_NOTE, cell_metrics, flat
 from lesionlab.studies.predictions import read_predictions
+from lesionlab.studies.schemas import Variants
 from lesionlab.studies.tables import Paths, Summary, decided, interval, provenance
 
 SHOWN = ("loss", "accuracy", "precision", "recall", "f1", "roc_auc", GAIN)
 DRAWN = dict(zip(("accuracy", "f1"), SERIES_COLOURS, strict=False))
 
 
-# What a cell may change: all share crops and split, and are decided and measured alike.
-OF_A_CNN = {"seed", "training", "augment", "baseline"}
-OF_A_BACKBONE = {"seed", "training", "augment", "model", "transfer"}
-
-
-class Study(Section):
-    """studies/variants/params.yaml: names, and what each lays over params.yaml."""
-
-    cnns: dict[str, dict[str, Any]]
-    backbones: dict[str, dict[str, Any]]
-    set: dict[str, Any]
-
-    @model_validator(mode="after")
-    def _cells_change_what_is_read(self) -> "Study":
-        for kind, cells, known in (("cnns", self.cnns, OF_A_CNN), ("backbones", self.backbones, OF_A_BACKBONE)):
-            for name, cell in cells.items():
-                if unread := sorted(cell.keys() - known):
-                    raise ValueError(
-                        f"{kind}.{name}: nothing reads '{unread[0]}' of a single cell (it may hold "
-                        f"{', '.join(sorted(known))}); say set.{unread[0]} for all"
-                    )
-                if "sensitivity" in cell.get("training", {}):
-                    raise ValueError(f"{kind}.{name}: say set.training.sensitivity: all cells are decided alike")
-        return self
-
-
-def summarise(study: Study, params: Params, paths: Paths) -> Summary:
+def summarise(study: Variants, params: Params, paths: Paths) -> Summary:
     """A row a model: size, seconds, validation loss and accuracy; loss and figures on test crops with intervals."""
     table = pd.DataFrame([_row(name, params, paths) for name in (*study.cnns, *study.backbones)])
     best = table.loc[table["val_loss"].idxmin()]
