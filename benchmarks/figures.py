@@ -40,6 +40,7 @@ from lesionlab.data.cards import grouped_by, read_card
 from lesionlab.errors import InputError
 from lesionlab.evaluation.subgroups import FEW_GROUPS
 from lesionlab.evaluation.table import KEPT_APART, interval, kept_apart
+from lesionlab.explanation.pictures import METHOD_NAMES
 from lesionlab.files import read_json, whole_file, write_json
 from lesionlab.progress import progress
 from lesionlab.stage import run
@@ -414,7 +415,7 @@ def dense_table(ways: dict) -> list[str]:
 def explanation(explained: dict) -> list[str]:
     """What metrics/explain.json says of the heat inside lesions, where there are masks."""
     lines = []
-    for method, title in (("gradcam", "Grad-CAM"), ("hirescam", "HiResCAM")):
+    for method, title in METHOD_NAMES.items():
         cam = explained.get(method, {})
         if "share_inside" in cam:
             lines += [

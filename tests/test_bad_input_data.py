@@ -49,7 +49,7 @@ def present() -> set[str]:
     return {name for name in found if not name.startswith(inputs)}
 
 
-CROPS = {f"data/crops/{name}" for name in ("images.npy", "index.csv", "thumbnails.npy", "reading.json")}
+CROPS = {f"data/crops/{name}" for name in ("images.npy", "index.csv", "lesions.npy", "thumbnails.npy", "reading.json")}
 CROP_OUTPUTS = CROPS | {"metrics/crop.json", "pictures/crops.png"}
 IMAGE = Path("data/raw/images/s003_f01.png")
 MASK = Path("data/raw/masks/s003_f01.png")
@@ -310,7 +310,12 @@ def full(name: str) -> str:
 
 @pytest.mark.parametrize(
     ("part", "named"),
-    [("images.npy", "data/crops"), ("thumbnails.npy", "data/crops"), ("index.csv", "data/crops/index.csv")],
+    [
+        ("images.npy", "data/crops"),
+        ("lesions.npy", "data/crops"),
+        ("thumbnails.npy", "data/crops"),
+        ("index.csv", "data/crops/index.csv"),
+    ],
 )
 def test_a_full_disk_while_crops_are_written(start, fill_disk, part, named):
     fill_disk(part)

@@ -78,7 +78,7 @@ def test_the_two_tables_are_of_the_same_frames(frames):
 def test_crops_are_the_same(raw, tmp_path):
     for name, card in CARDS.items():
         crop_all(raw, tmp_path / name, card, params().crop, 32, 42)
-    for file in ("images.npy", "index.csv", "thumbnails.npy"):
+    for file in ("images.npy", "index.csv", "lesions.npy", "thumbnails.npy"):
         assert (tmp_path / "masks" / file).read_bytes() == (tmp_path / "boxes" / file).read_bytes()
     assert set(pd.read_csv(tmp_path / "boxes" / "index.csv")["label"]) == {"background", "polyp"}
     assert len(read_images(tmp_path / "boxes")) > PATIENTS

@@ -1,6 +1,7 @@
 """Crops: margins, lesions, windows around and beside them, and the array and table that they become."""
 
 from concurrent.futures import Future
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
 
@@ -31,8 +32,9 @@ from lesionlab.data.crops import (
     lesion_boxes,
     lesion_windows,
 )
-from lesionlab.data.readers import BrokenImageError, Frame, read_frames, read_rgb
+from lesionlab.data.readers import BrokenImageError, Frame, find_frames, read_frames, read_rgb
 from lesionlab.data.thumbnails import thumbnail
+from lesionlab.errors import InputError
 from lesionlab.files import read_images, read_index, read_lesions, read_thumbnails
 from lesionlab.params import CropParams, Params
 
@@ -447,28 +449,51 @@ def test_lesions_lie_where_the_mask_covers_the_crop(tmp_path):
     mask = np.zeros((100, 120), "uint8")
     mask[20:60, 30:80] = 255
     frame = frame_of(tmp_path, "a", noise((100, 120, 3)), mask)
-    crops = crop_frame(frame, BOTH, PARAMS, 32, 42)
+    crops = crop_frame(frame, BOTH, changed(max_overlap=0.2), 32, 42)
     assert crops.lesions.shape == (len(crops.rows), 4, 4)
     assert crops.lesions.dtype == np.uint8
+    inside = []
     for cells, row in zip(crops.lesions, crops.rows, strict=True):
         window = mask[row["y"] : row["y"] + row["height"], row["x"] : row["x"] + row["width"]]
-        assert abs(cells.mean() - window.mean()) < 8
-        assert (cells.mean() > 60) == (row["label"] == "polyp")
-    whole = crop_frame(
-        frame_of(tmp_path, "b", noise((100, 120, 3)), mask, label="ill"), ["well", "ill"], PARAMS, 120, 42
-    )
+        inside.append(window.mean())
+        if row["label"] == "polyp":
+            assert abs(cells.mean() - window.mean()) < 8
+            assert cells.mean() > 60
+        else:
+            assert not cells.any(), "the edge of a lesion in a window beside it is not what tells its class"
+    assert any(0 < part < 60 for part in inside)
+
+
+def test_lesions_of_a_whole_image_are_where_it_was_padded_to(tmp_path):
+    mask, image = np.zeros((100, 120), "uint8"), noise((100, 120, 3))
+    mask[20:60, 30:80] = 255
+    frame = frame_of(tmp_path, "a", image, mask, label="ill")
+    crops = crop_frame(frame, ["well", "ill"], PARAMS, 120, 42)
     expected = np.pad(mask, ((10, 10), (0, 0))).reshape(15, 8, 15, 8).mean(axis=(1, 3))
-    np.testing.assert_allclose(whole.lesions[0], expected, atol=1)
-    assert crop_frame(frame_of(tmp_path, "c", mask, label="ill"), ["ill"], PARAMS, 32, 42).lesions.any() == 0
+    np.testing.assert_allclose(crops.lesions[0], expected, atol=1)
+    assert not crop_frame(frame_of(tmp_path, "b", image, label="ill"), ["ill"], PARAMS, 32, 42).lesions.any()
+    Image.fromarray(mask[:-1]).save(frame.mask)
+    with pytest.raises(InputError, match=r"mask is 120x99 pixels but .* is 120x100; both must have the same size"):
+        crop_frame(frame, ["well", "ill"], PARAMS, 120, 42)
 
 
-def test_lesions_are_written_where_there_are_masks(tmp_path, drawn_phantom, tiny_card, monkeypatch):
+def test_lesions_are_written_where_there_are_masks(tmp_path, drawn_phantom, tiny_card):
     index, _ = crop_all(drawn_phantom, tmp_path / "crops", tiny_card, PARAMS, 32, 42)
     lesions = read_lesions(tmp_path / "crops")
     assert lesions.shape == (len(index), 4, 4)
     covered = lesions.mean(axis=(1, 2)) / 255
     assert covered[index["label"] == "polyp"].min() > 0.1
-    assert covered[index["label"] == "background"].max() < 0.05
+    assert covered[index["label"] == "background"].max() == 0
+
+
+def test_no_lesions_are_written_where_there_are_no_masks(tmp_path, drawn_phantom, tiny_card, monkeypatch):
+    frames, reading = find_frames(tiny_card, drawn_phantom)
+    bare = [replace(frame, mask=None, label=BOTH[number % 2]) for number, frame in enumerate(frames)]
+    monkeypatch.setattr(crops, "find_frames", lambda *_: (bare, reading))
+    crop_all(drawn_phantom, tmp_path / "crops", tiny_card, PARAMS, 32, 42)
+    assert not (tmp_path / "crops" / "lesions.npy").exists()
+    with pytest.raises(InputError, match=r"lesions\.npy: not found, since the data set has no masks"):
+        read_lesions(tmp_path / "crops")
 
 
 def cut_content(path: Path) -> np.ndarray:

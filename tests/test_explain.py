@@ -21,10 +21,11 @@ from lesionlab.errors import InputError
 from lesionlab.explanation import cam
 from lesionlab.explanation.agreement import group_bootstrap, pointing_game, random_maps, rank_correlation, share_inside
 from lesionlab.explanation.occlusion import fall_map, occlusion
-from lesionlab.explanation.pictures import Example, draw_frames
+from lesionlab.explanation.pictures import Example, draw_examples, draw_frames
 from lesionlab.explanation.run import Case, choose_cases, choose_layers, example_frames, measure, summarise
 from lesionlab.explanation.windows import LesionWindows, evenly, lesion_windows_of
-from lesionlab.models.networks import build_network
+from lesionlab.models.backbones import preprocess
+from lesionlab.models.networks import ATTENTION_MAP, build_network
 from lesionlab.models.saved import Classifier, Description
 
 CONVOLUTION = np.array([[1.0, -1.0]], "float32")  # two channels of one: the picture, and its negative
@@ -133,14 +134,18 @@ def test_another_backend_is_refused(monkeypatch):
         cam.activations_and_gradients(None, [], PICTURE, np.array([1]))
 
 
-@pytest.fixture(scope="module")
-def classifier() -> Classifier:
-    architecture = tiny_architecture("mobilenet_0.25", image_size=64)
+def network_with(**changes: object) -> Classifier:
+    architecture = tiny_architecture("mobilenet_0.25", image_size=64, **changes)
     description = Description(
         architecture=architecture, stage="finetune", dataset="none", protocol="group", seed=1, unfrozen_blocks=1,
         blocks=[], threshold=0.5, environment={},
     )  # fmt: skip
     return Classifier(description, lively(build_network(architecture, 1), architecture))
+
+
+@pytest.fixture(scope="module")
+def classifier() -> Classifier:
+    return network_with()
 
 
 def test_maps_do_not_depend_on_the_batch(classifier):
@@ -414,6 +419,49 @@ def test_the_frames_are_those_of_the_first_cases_of_each_kind(drawn_phantom, tin
     assert blocks["correct"][1].title == f"{b}\npolyp 0.2, is polyp"
     labelled = [replace(frame, label="polyp") for frame in frames]
     assert not any(example_frames(None, {}, cases, index, labelled, params).values())
+
+
+def test_attention_is_a_map_of_its_own_beside_the_others():
+    network = network_with(pooling="attention")
+    assert cam.attends(network.model)
+    windows = bright_squares(5)
+    layers = cam.rectified_layers(network.model)
+    chosen, shares = choose_layers(network, layers, windows, BATCH)
+    assert chosen["attention"] == ATTENTION_MAP
+    assert {chosen["gradcam"], chosen["hirescam"]} <= set(layers)
+    assert set(shares) == {(method, layer) for method in cam.METHODS for layer in layers} | {
+        ("attention", ATTENTION_MAP)
+    }
+    maps = cam.class_activation_maps(network, [ATTENTION_MAP], windows.images, np.ones(5, int), BATCH, "maps")
+    [(key, cells)] = maps.items()
+    assert key == ("attention", ATTENTION_MAP)
+    assert cells.shape == (5, 2, 2)
+    np.testing.assert_allclose(cells.sum(axis=(1, 2)), 1, rtol=1e-5)
+    weights = keras.Model(network.model.input, network.model.get_layer("head_attention").output)
+    inputs = preprocess(windows.images, network.description.architecture.preprocessing)
+    np.testing.assert_allclose(cells.reshape(5, -1), weights.predict_on_batch(inputs), rtol=1e-3)
+    table = measure(network, chosen, windows, BATCH, seed=1)
+    assert list(summarise(table, 200, seed=1)) == ["gradcam", "hirescam", "attention"]
+    assert choose_layers(network, layers, bright_squares(0), BATCH)[0]["attention"] == ATTENTION_MAP
+    with pytest.raises(InputError, match=r"explain\.layer head_attention_map is what attention is read at"):
+        choose_layers(network, [ATTENTION_MAP], windows, BATCH)
+
+
+def test_the_picture_of_crops_has_a_line_for_each_map(monkeypatch):
+    drawn: list[plt.Figure] = []
+    monkeypatch.setattr("lesionlab.explanation.pictures.save_figure", lambda figure, _: drawn.append(figure))
+    heat = dict.fromkeys((*cam.METHODS, "attention"), np.ones((20, 20)))
+    example = Example("polyp 0.9\nis polyp", np.zeros((20, 20, 3), "uint8"), None, heat)
+    draw_examples(Path("crops.png"), {"correct": [example], "wrong": []}, "note")
+    [figure] = drawn
+    [part] = figure.subfigs
+    assert [text.get_text() for axis in part.axes for text in axis.texts] == [
+        "crop",
+        "Grad-CAM",
+        "HiResCAM",
+        "attention",
+    ]
+    plt.close(figure)
 
 
 def test_the_picture_of_frames_names_each_kind_that_has_a_case_and_outlines_its_crop(monkeypatch):

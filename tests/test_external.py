@@ -21,9 +21,9 @@ from tiny import DATASET, LAYOUT, ROOT, crop_stage, read_yaml_file, run_stage, s
 from lesionlab.data.cards import check_apart
 from lesionlab.data.splits import describe_external, external_split, near_other
 from lesionlab.errors import InputError
-from lesionlab.studies.external import Study
 from lesionlab.studies.figures import difference, flat
 from lesionlab.studies.predictions import read_predictions, write_predictions
+from lesionlab.studies.schemas import External
 
 STUDY = ROOT / "studies" / "external"
 PHANTOMS = ("phantom", "phantom-external")
@@ -266,7 +266,7 @@ def test_what_the_head_of_params_yaml_sets_is_there():
     keys = re.findall(r"-S (\S+)=", text)
     assert len(keys) == 6
     settings = read_yaml_file(STUDY / "params.yaml")
-    Study.model_validate(settings)
+    External.model_validate(settings)
     for key in keys:
         part = settings
         for name in key.split("."):

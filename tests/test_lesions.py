@@ -41,20 +41,20 @@ def scenes(count: int, seed: int = 0) -> tuple[np.ndarray, np.ndarray, np.ndarra
 
 def read_plain(covered: np.ndarray, shape: tuple[int, int]) -> tuple[np.ndarray, np.ndarray]:
     rows = np.arange(len(covered))
-    return Lesions(covered, shape, training_params().augment, 1).read(rows, np.full(len(rows), PLAIN))
+    return Lesions(covered, shape, training_params().augment, 1, rows).read(rows, np.full(len(rows), PLAIN))
 
 
 @given(st.integers(1, 30), st.integers(1, 9), st.integers(1, 9), st.integers(0, 2**32 - 1))
 def test_shares_of_any_map_sum_to_one_where_there_is_lesion(side, rows, columns, seed):
-    covered = np.random.default_rng(seed).integers(0, 256, (3, side, side)).astype("uint8")
+    covered = np.random.default_rng(seed).integers(1, 256, (3, side, side)).astype("uint8")
     covered[0], covered[1] = 0, 255
-    shares, there = read_plain(covered, (rows, columns))
+    shares, weights = read_plain(covered, (rows, columns))
     assert shares.shape == (3, rows * columns)
-    assert shares.dtype == there.dtype == np.float32
-    assert there.tolist()[:2] == [0, 1]
+    assert shares.dtype == weights.dtype == np.float32
+    np.testing.assert_allclose(weights, [0, 1.5, 1.5], rtol=1e-6, err_msg="their mean is 1")
     assert not shares[0].any()
     np.testing.assert_allclose(shares[1], 1 / (rows * columns), rtol=1e-5)
-    np.testing.assert_allclose(shares.sum(axis=1), there, rtol=1e-5)
+    np.testing.assert_allclose(shares.sum(axis=1), [0, 1, 1], rtol=1e-5)
 
 
 def test_a_lesion_across_two_cells_is_shared_by_what_lies_in_each():
@@ -71,10 +71,10 @@ def test_lesions_move_as_their_crops_do():
     _, masks, _ = scenes(12)
     settings = training_params(augment__rotation=0.2, augment__zoom=0.3, augment__vertical_flip=True).augment
     settings = settings.model_copy(update={"brightness": 0.0, "contrast": 0.0, "horizontal_flip": True})
-    lesions = Lesions(lesion_cells(masks), (3, 3), settings, 7)
+    lesions = Lesions(lesion_cells(masks), (3, 3), settings, 7, np.arange(len(masks)))
     rows, versions = np.array([3, 8, 0, 11]), np.array([0, 5, 5, PLAIN])
-    shares, there = lesions.read(rows, versions)
-    assert there.all()
+    shares, weights = lesions.read(rows, versions)
+    assert weights.tolist() == [1] * 4
     for row, version, found in zip(rows, versions, shares, strict=True):
         picture = np.repeat(masks[row][None, ..., None], 3, axis=-1)
         if version != PLAIN:
@@ -101,7 +101,7 @@ def train_taught(weights: Path, blocks: int = 1, lesions: bool = True, cache=Non
     suffix = freeze(network, boundary)
     prefix = prefix_of(network, boundary)
     inputs = tiny_inputs(images, ARCHITECTURE.preprocessing, params, prefix=prefix, cache=cache)
-    where = Lesions(lesion_cells(masks), (3, 3), params.augment, params.seed)
+    where = Lesions(lesion_cells(masks), (3, 3), params.augment, params.seed, np.arange(32))
     attention = Attention(with_attention(network, boundary), where) if lesions else None
     result = fit(
         suffix, inputs, tiny_task(labels, 32), params.finetune, params.training, stage="finetune", seed=params.seed,
@@ -175,13 +175,19 @@ def test_masks_of_validation_crops_are_never_read(weights, monkeypatch):
 
 
 def test_what_cannot_be_taught_is_refused(tmp_path):
-    how = tmp_path, training_params().augment, 1
+    how = tmp_path, tiny_task(np.arange(6) % 2, 3), training_params().augment, 1
     plain, attending = (build_network(each, 1) for each in (tiny_architecture("mobilenet_0.25"), ARCHITECTURE))
     with pytest.raises(InputError, match=r"this head has none; set transfer\.pooling to attention"):
         teach_attention(plain, None, *how)
     with pytest.raises(InputError, match=r"lesions\.npy: not found, since the data set has no masks"):
         teach_attention(attending, None, *how)
-    np.save(tmp_path / "lesions.npy", np.zeros((2, 12, 12), "uint8"))
+    covered = np.zeros((6, 12, 12), "uint8")
+    covered[4] = 9  # of a validation crop
+    np.save(tmp_path / "lesions.npy", covered)
+    with pytest.raises(InputError, match=r"no training crop holds lesion; do crop\.mask_threshold and the masks fit"):
+        teach_attention(attending, None, *how)
+    covered[1] = 9
+    np.save(tmp_path / "lesions.npy", covered)
     assert teach_attention(attending, None, *how).lesions.shape == (3, 3)
     with pytest.raises(ValueError, match="mixup mixes crops whose lesions lie in different places"):
         training_params(training__mixup=0.4, training__lesion_attention=1.0)

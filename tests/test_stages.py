@@ -30,7 +30,7 @@ from lesionlab.errors import InputError
 from lesionlab.evaluation.predictions import predict_crops
 from lesionlab.files import file_digest, read_json
 from lesionlab.models.backbones import find_backbone
-from lesionlab.models.networks import build_network, softmax
+from lesionlab.models.networks import ATTENTION_MAP, build_network, softmax
 from lesionlab.models.saved import load_classifier
 from lesionlab.params import read_params
 from lesionlab.training.run import Paths, run_training
@@ -561,6 +561,33 @@ def test_detect_says_which_arguments_belong_together(project, tmp_path):
     with pytest.raises(InputError, match=r"broken\.png: cannot be read as an image"):
         stages.detect.main(model=model, frames=tmp_path, out=tmp_path / "out")
     assert not (tmp_path / "out").exists()
+
+
+@pytest.mark.slow
+def test_attention_that_masks_teach_goes_through_all_stages(tmp_path, drawn_phantom, environment):
+    changes = {
+        "model.image_size": 64, "model.weights": "bundled", "transfer.pooling": "attention",
+        "training.lesion_attention": 1.0, "crop.negatives_per_frame": 1,
+    }  # fmt: skip
+    write_yaml_file(tmp_path / "params.yaml", small_params(CHANGES | changes))
+    write_card(tmp_path, DATASET)
+    (tmp_path / "data").mkdir()
+    (tmp_path / "data" / "raw").symlink_to(drawn_phantom)
+    environment(tmp_path)
+    run_to_evaluate()
+    taught = {name: "attention_loss" in pd.read_csv(f"plots/{name}.csv") for name in MODELS}
+    assert taught == {"baseline": False, "transfer": True, "finetune": True}
+    assert load_classifier(Path("models/finetune")).description.architecture.pooling == "attention"
+    assert set(read_json(Path("metrics/evaluate.json"))) >= {*MODELS, "ensemble"}
+    detect()
+    assert read_json(Path("metrics/detect.json"))["subset"] == "test"
+    explain()
+    explained = read_json(Path("metrics/explain.json"))
+    assert explained["attention"]["layer"] == ATTENTION_MAP
+    assert 0 < explained["attention"]["share_inside"]["value"] < 1
+    write_yaml_file(tmp_path / "params.yaml", small_params(CHANGES | changes | {"transfer.pooling": "average"}))
+    with pytest.raises(InputError, match=r"this head has none; set transfer\.pooling to attention"):
+        train_stage("transfer", weights=Path("data/weights"))
 
 
 @pytest.fixture(scope="module")

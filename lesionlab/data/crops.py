@@ -32,7 +32,7 @@ MARGIN_SHARE = 0.08  # a row or column with fewer bright pixels than this is mar
 HIGHLIGHT_LEVEL = 225  # a pixel whose darkest channel is brighter is a specular highlight
 CANDIDATES = 400  # windows drawn to find the negatives of one frame
 SMALLEST_WINDOW = 16  # pixels
-LESION_CELL = 8  # pixels of a crop on a side of a cell of its lesions: maps of networks have cells of 16 and more
+LESION_CELL = 8  # pixels of a crop on a side of a cell of its lesions: cells of the backbones' last maps have 32
 SHEET_COLUMNS = 12
 SHEET_LINES = 10
 MOST_WORKERS = 8
@@ -46,7 +46,8 @@ MOST_AHEAD = 24  # parts that are begun or done, but not yet given out
 class FrameCrops:
     """The crops of one frame: images (n, size, size, 3) uint8, one row of the index each, and the frame's thumbnail.
 
-    lesions: (n, cells, cells) uint8, the part of each cell that a mask covers, in 255ths; 0 without a mask.
+    lesions: (n, cells, cells) uint8, the part of each cell that a mask covers, in 255ths. 0 without a mask, and in
+    windows beside lesions, which may hold the edge of one (`crop.max_overlap`).
     """
 
     images: np.ndarray
@@ -226,6 +227,11 @@ def fit_whole(image: Image.Image, content: Box, size: int, whole_image: str) -> 
     return np.asarray(square)
 
 
+def mask_image(mask: np.ndarray) -> Image.Image:
+    """A mask (height, width) bool as a grey image, 255 where it is True: what `cut` and `fit_whole` take."""
+    return Image.fromarray(mask.astype("uint8") * 255)
+
+
 def lesion_cells(masks: np.ndarray) -> np.ndarray:
     """Crops of masks, (n, size, size) uint8 grey, reduced to the means of cells: (n, cells, cells) uint8."""
     side = cells_of(masks.shape[1])
@@ -260,10 +266,10 @@ def crop_frame(frame: Frame, classes: list[str], params: CropParams, size: int, 
     if frame.label is not None:
         windows, labels = [content], [frame.label]
         images = [fit_whole(image, content, size, params.whole_image)]
-        masks = [np.zeros((size, size), "uint8")]
+        masks = np.zeros((1, size, size), "uint8")
         if frame.mask is not None:
             mask = read_mask(frame.mask, params.mask_threshold, image.size, frame.image)
-            masks = [fit_whole(_grey(mask), content, size, params.whole_image)]
+            masks[0] = fit_whole(mask_image(mask), content, size, params.whole_image)
     else:
         mask = read_mask(frame.mask, params.mask_threshold, image.size, frame.image)
         rng = generator(seed, "crop", frame.name)
@@ -273,7 +279,9 @@ def crop_frame(frame: Frame, classes: list[str], params: CropParams, size: int, 
         windows = around + beside
         labels = [classes[-1]] * len(around) + [classes[0]] * len(beside)
         images = [cut(image, window, size) for window in windows]
-        masks = [cut(_grey(mask), window, size) for window in windows]
+        masks, whole = np.zeros((len(windows), size, size), "uint8"), mask_image(mask)
+        for place, window in enumerate(around):
+            masks[place] = cut(whole, window, size)
     x, y, width, height = content
     grey = image.crop((x, y, x + width, y + height)).convert("L")
     digest = frame_digest(pixels)
@@ -287,12 +295,7 @@ def crop_frame(frame: Frame, classes: list[str], params: CropParams, size: int, 
         for window, label in zip(windows, labels, strict=True)
     ]  # fmt: skip
     stacked = np.stack(images) if images else np.zeros((0, size, size, 3), "uint8")
-    covered = lesion_cells(np.stack(masks) if masks else np.zeros((0, size, size), "uint8"))
-    return FrameCrops(stacked, covered, rows, thumbnail(grey))
-
-
-def _grey(mask: np.ndarray) -> Image.Image:
-    return Image.fromarray(mask.astype("uint8") * 255)
+    return FrameCrops(stacked, lesion_cells(masks), rows, thumbnail(grey))
 
 
 def crop_frames(
@@ -353,6 +356,7 @@ def crop_all(
     skipped = []
     with whole_folder(folder) as temporary:
         rows: list[dict] = []
+        masked = any(frame.mask is not None for frame in frames)
         lesions: list[np.ndarray] = []
         thumbnails: list[np.ndarray] = []  # of frames that gave a crop, which alone the index names
         with (temporary / "images.npy").open("wb") as stream:
@@ -361,7 +365,7 @@ def crop_all(
             for frame, result in progress(results, total=len(frames), desc="crop", unit="frame"):
                 if not isinstance(result, InputError):
                     stream.write(result.images.tobytes())
-                    lesions.append(result.lesions)
+                    lesions += [result.lesions] if masked else []
                     rows += result.rows
                     thumbnails += [result.thumbnail] if result.rows else []
                 elif not isinstance(result, BrokenImageError):
@@ -372,7 +376,7 @@ def crop_all(
                     raise InputError(f"{result}, or leave it out with crop.skip_broken=true") from result
             stream.seek(0)
             _write_header(stream, (len(rows), size, size, 3))
-        if any(frame.mask is not None for frame in frames):
+        if masked:
             with (temporary / LESIONS).open("wb") as stream:
                 _write_header(stream, (len(rows), cells_of(size), cells_of(size)))
                 stream.writelines(lesions)

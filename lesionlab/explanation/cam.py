@@ -1,18 +1,20 @@
-"""Class activation maps: Grad-CAM and HiResCAM at a layer of a flat functional network."""
+"""Class activation maps, Grad-CAM and HiResCAM, at a layer of a flat functional network; and its attention."""
 
-from typing import Literal, get_args
+from typing import Literal
 
 import keras
 import numpy as np
 from PIL import Image
+from scipy import special
 
 from lesionlab.errors import InputError
 from lesionlab.models.backbones import preprocess
+from lesionlab.models.networks import ATTENTION_MAP
 from lesionlab.models.saved import Classifier
 from lesionlab.progress import progress
 
-Method = Literal["gradcam", "hirescam"]
-METHODS: tuple[Method, ...] = get_args(Method)
+Method = Literal["gradcam", "hirescam", "attention"]
+METHODS: tuple[Method, ...] = ("gradcam", "hirescam")  # of every network, at any layer
 # Of an automatic choice, the coarsest: the further from the head, the less a map says of the class. At 96 pixels the
 # maps of a MobileNetV2 are 3, 6 and 12 cells a side, and a lesion about a third of a window.
 RESOLUTIONS = 3
@@ -68,6 +70,11 @@ def activations_and_gradients(
     return [(a.numpy(), g.numpy()) for a, g in zip(activations, gradients, strict=True)]
 
 
+def attends(model: keras.Model) -> bool:
+    """Whether the head pools by attention, which is a map of its own."""
+    return any(layer.name == ATTENTION_MAP for layer in model.layers)
+
+
 def class_activation_map(method: Method, activations: np.ndarray, gradients: np.ndarray) -> np.ndarray:
     """Evidence for the class at each cell of the layer, never negative: (n, rows, columns).
 
@@ -75,7 +82,11 @@ def class_activation_map(method: Method, activations: np.ndarray, gradients: np.
     hirescam: gradient times activation, cell by cell. At a layer that only a pooling and a linear layer follow, its
     sum before rectifying is, of two classes, the log odds without the biases.
     Source: Draelos & Carin, Use HiResCAM instead of Grad-CAM, arXiv:2011.08891, 2020.
+    attention: what the head weighs cells with, whatever the class; activations are its scores.
     """
+    if method == "attention":
+        scores = activations[..., 0]
+        return special.softmax(scores, axis=(1, 2)).astype(scores.dtype)
     if method == "gradcam":
         gradients = gradients.mean(axis=(1, 2), keepdims=True)
     return np.maximum((activations * gradients).sum(axis=-1), 0)
@@ -84,20 +95,22 @@ def class_activation_map(method: Method, activations: np.ndarray, gradients: np.
 def class_activation_maps(
     classifier: Classifier, layers: list[str], images: np.ndarray, targets: np.ndarray, batch_size: int, desc: str
 ) -> dict[tuple[Method, str], np.ndarray]:
-    """Maps of every method at every layer: (n, rows, columns) float32, in the units of the log odds.
+    """Maps of METHODS at every layer: (n, rows, columns) float32, in the units of the log odds; at ATTENTION_MAP, the
+    attention, whose cells sum to 1.
 
     images: (n, size, size, 3) uint8 RGB. targets: (n,) class numbers to explain.
     Raises InputError for a layer that the network does not have, or one without a map.
     """
     for name in layers:
         _check_layer(classifier.model, name)
-    parts = {(method, layer): [] for layer in layers for method in METHODS}
+    methods = {layer: ("attention",) if layer == ATTENTION_MAP else METHODS for layer in layers}
+    parts = {(method, layer): [] for layer in layers for method in methods[layer]}
     for start in progress(range(0, len(images), batch_size), desc=desc, unit="batch", leave=False):
         chosen = slice(start, start + batch_size)
         inputs = preprocess(images[chosen], classifier.description.architecture.preprocessing)
         taken = activations_and_gradients(classifier.model, layers, inputs, targets[chosen])
         for layer, (activations, gradients) in zip(layers, taken, strict=True):
-            for method in METHODS:
+            for method in methods[layer]:
                 parts[method, layer].append(class_activation_map(method, activations, gradients))
     return {key: np.concatenate(maps) for key, maps in parts.items()}
 

@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import numpy as np
 import pandas as pd
+from PIL import Image
 from typer import Option
 
 from lesionlab.errors import InputError
@@ -37,10 +38,9 @@ def main(
 
     params = read_params()
     start_keras(params.training.threads)  # before anything that imports Keras
-    from lesionlab.data.crops import content_box
+    from lesionlab.data.crops import content_box, cut
     from lesionlab.data.readers import read_rgb
     from lesionlab.explanation.pictures import draw_occlusion
-    from lesionlab.explanation.windows import cut_crop
     from lesionlab.files import write_table
     from lesionlab.models.saved import load_classifier
 
@@ -54,7 +54,7 @@ def main(
     x, y, width, height = window
     if min(x, y) < 0 or min(width, height) < 1 or x + width > pixels.shape[1] or y + height > pixels.shape[0]:
         raise InputError(f"--box {x} {y} {width} {height}: outside of {image}, {pixels.shape[1]}x{pixels.shape[0]}")
-    crop = cut_crop(pixels, window, window, size, "squash")
+    crop = cut(Image.fromarray(pixels), window, size)
     whole = classifier.predict(crop[None], np.arange(1), 1)[0]
     target = int(whole.argmax()) if name is None else classes.index(name)
     table = occlusion(classifier, crop, target, patch, stride, params.training.batch_size)

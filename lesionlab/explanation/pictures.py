@@ -13,7 +13,7 @@ from lesionlab.data.crops import Box
 from lesionlab.pictures import LESION_COLOUR, SERIES_COLOURS, save_figure
 
 HEAT_COLOURS = "inferno"
-METHOD_NAMES = {"gradcam": "Grad-CAM", "hirescam": "HiResCAM"}
+METHOD_NAMES = {"gradcam": "Grad-CAM", "hirescam": "HiResCAM", "attention": "attention"}
 # What is compared, with a colour and a marker each.
 COMPARED = {
     "": ("trained network", SERIES_COLOURS[0], "o"),
@@ -48,7 +48,8 @@ def draw_examples(path: Path, blocks: dict[str, Sequence[Example]], note: str) -
     """A block of columns for each kind of case; below each picture its maps, the lesion outlined in all of them."""
     kinds = {kind: examples for kind, examples in blocks.items() if examples}
     columns = max((len(examples) for examples in kinds.values()), default=1)
-    lines = 1 + len(METHOD_NAMES)
+    names = _names_of(kinds)
+    lines = 1 + len(names)
     inches, title, left = 1.45, 0.7, 0.5
     height = inches * lines + title
     figure = plt.figure(figsize=(inches * columns + left, height * max(len(kinds), 1)))
@@ -62,7 +63,7 @@ def draw_examples(path: Path, blocks: dict[str, Sequence[Example]], note: str) -
         for column, example in zip(axes.T, examples, strict=False):
             column[0].set_title(example.title, fontsize=7)
             _draw_column(column, example)
-        for axis, name in zip(axes[:, 0], ("crop", *METHOD_NAMES.values()), strict=True):
+        for axis, name in zip(axes[:, 0], ("crop", *names), strict=True):
             axis.text(-0.08, 0.5, name, transform=axis.transAxes, rotation=90, va="center", ha="right", fontsize=8)
     figure.text(0.01, -0.005, note, fontsize=7, va="top")
     save_figure(figure, path)
@@ -76,29 +77,35 @@ def draw_frames(path: Path, blocks: dict[str, Sequence[Example]], note: str) -> 
     kinds = {kind: examples for kind, examples in blocks.items() if examples}
     tallest = max(example.pixels.shape[0] / example.pixels.shape[1] for block in kinds.values() for example in block)
     # Lines of pictures below their titles. No layout engine: its solver moves grey levels from run to run.
-    inches, title, names = 2.9, 0.3, 0.45
-    picture = inches * tallest
-    heights = [title + (picture + names) * len(examples) for examples in kinds.values()]
-    figure = plt.figure(figsize=(inches * (1 + len(METHOD_NAMES)), sum(heights)))
+    inches, title, above = 2.9, 0.3, 0.45
+    picture, names = inches * tallest, _names_of(kinds)
+    heights = [title + (picture + above) * len(examples) for examples in kinds.values()]
+    figure = plt.figure(figsize=(inches * (1 + len(names)), sum(heights)))
     parts = figure.subfigures(len(kinds), 1, squeeze=False, height_ratios=heights)[:, 0]
     for part, height, (kind, examples) in zip(parts, heights, kinds.items(), strict=True):
         part.suptitle(kind, x=0.01, y=1 - 0.1 / height, ha="left", va="top", fontsize=10, fontweight="bold")
-        axes = part.subplots(len(examples), 1 + len(METHOD_NAMES), squeeze=False)
-        top = 1 - (title + names) / height
-        part.subplots_adjust(0.01, 0.01, 0.99, top, wspace=0.04, hspace=names / picture)
+        axes = part.subplots(len(examples), 1 + len(names), squeeze=False)
+        top = 1 - (title + above) / height
+        part.subplots_adjust(0.01, 0.01, 0.99, top, wspace=0.04, hspace=above / picture)
         for line, example in zip(axes, examples, strict=True):
             _draw_column(line, example)
-            for axis, name in zip(line, (example.title, *METHOD_NAMES.values()), strict=True):
+            for axis, name in zip(line, (example.title, *names), strict=True):
                 axis.set_title(name, fontsize=8)
                 axis.axis("off")
     figure.text(0.01, -0.005, note, fontsize=8, va="top")
     save_figure(figure, path)
 
 
+def _names_of(kinds: dict[str, Sequence[Example]]) -> list[str]:
+    """Names of the methods of all examples, in their order."""
+    first = next((example for examples in kinds.values() for example in examples), None)
+    return [] if first is None else [METHOD_NAMES[method] for method in first.heat]
+
+
 def _draw_column(axes: Sequence[plt.Axes], example: Example) -> None:
     axes[0].imshow(example.pixels)
-    for axis, method in zip(axes[1:], METHOD_NAMES, strict=True):
-        draw_heat(axis, example.pixels, example.heat[method])
+    for axis, heat in zip(axes[1:], example.heat.values(), strict=True):
+        draw_heat(axis, example.pixels, heat)
     if example.lesion is not None and example.lesion.min() < 0.5 <= example.lesion.max():
         for axis in axes:
             axis.contour(example.lesion, levels=[0.5], colors=LESION_COLOUR, linewidths=1)

@@ -13,8 +13,9 @@ from lesionlab.data.cards import Card
 from lesionlab.data.crops import content_box
 from lesionlab.data.readers import Frame, frames_by_subset, read_mask, read_rgb
 from lesionlab.detection.windows import cut_windows
+from lesionlab.errors import InputError
 from lesionlab.explanation import agreement
-from lesionlab.explanation.cam import METHODS, Method, class_activation_maps, enlarge, rectified_layers
+from lesionlab.explanation.cam import METHODS, Method, attends, class_activation_maps, enlarge, rectified_layers
 from lesionlab.explanation.pictures import Example, draw_agreement, draw_examples, draw_frames
 from lesionlab.explanation.windows import COLUMNS, LesionWindows, cut_mask, evenly, lesion_windows_of
 from lesionlab.files import (
@@ -27,7 +28,7 @@ from lesionlab.files import (
     write_json,
     write_table,
 )
-from lesionlab.models.networks import build_network
+from lesionlab.models.networks import ATTENTION_MAP, build_network
 from lesionlab.models.saved import Classifier, load_classifier
 from lesionlab.params import Params
 from lesionlab.seeds import derive_seed, generator
@@ -35,6 +36,7 @@ from lesionlab.seeds import derive_seed, generator
 RANDOM_NETWORKS = 3  # whose weights are drawn again: one draw may favour the centre or the border by chance
 FRAME_WINDOW, FRAME_STRIDE = 0.4, 0.25  # windows on whole frames: side in parts of the frame, step in parts of a window
 FIGURES = ("share_inside", "pointing")
+ATTENTION_NOTE = "\nattention: what the head weighs each place with, whatever the class"
 WINDOW = ("x", "y", "width", "height")  # columns of the index: where a crop lies in its frame
 
 
@@ -108,7 +110,7 @@ def run_explanation(paths: Paths, card: Card, params: Params) -> None:
         blocks = example_crops(classifier, chosen, cases, index, frames, images, params)
         note = (
             f"{card.name}, test crops, {paths.model.name}; heat: evidence for the class named first, scaled to each "
-            "map's maximum; outline: lesion"
+            f"map's maximum; outline: lesion{ATTENTION_NOTE * attends(classifier.model)}"
         )
         draw_examples(pictures / "crops.png", blocks, note)
         blocks = example_frames(classifier, chosen, cases, index, frames, params)
@@ -116,7 +118,7 @@ def run_explanation(paths: Paths, card: Card, params: Params) -> None:
             note = (
                 f"{card.name}, test frames of such crops (white square), {paths.model.name}; blue outline: lesion\n"
                 f"heat: evidence for {card.classes[-1]}, the mean of windows over each pixel, weighted by their "
-                "probability; scaled to each map's maximum"
+                f"probability; scaled to each map's maximum{ATTENTION_NOTE * attends(classifier.model)}"
             )
             draw_frames(pictures / "frames.png", blocks, note)
         if figures:
@@ -140,16 +142,24 @@ def choose_layers(
 ) -> tuple[dict[Method, str], dict[tuple[Method, str], float]]:
     """Each method's layer: the one with the largest share of heat inside lesions; and all shares.
 
-    windows: of the validation subset. Without any, the last layer.
+    windows: of the validation subset. Without any, the last layer. Attention, where the head has it, is at one layer.
     """
+    if ATTENTION_MAP in layers:
+        raise InputError(
+            "params.yaml: explain.layer head_attention_map is what attention is read at, which is shown beside the "
+            "others: set auto, or the layer of theirs"
+        )
+    fixed = {"attention": ATTENTION_MAP} if attends(classifier.model) else {}
     if not len(windows.images):
-        return dict.fromkeys(METHODS, layers[-1]), {}
+        return dict.fromkeys(METHODS, layers[-1]) | fixed, {}
+    layers = [*layers, *fixed.values()]
     maps = class_activation_maps(classifier, layers, windows.images, _targets(classifier, windows), batch_size, "layer")
     size = windows.images.shape[1]
     shares = {
         key: float(agreement.share_inside(enlarge(cells, size), windows.lesion).mean()) for key, cells in maps.items()
     }
-    return {method: max(layers, key=lambda layer: shares[method, layer]) for method in METHODS}, shares
+    best = {method: max((key for key in shares if key[0] == method), key=shares.get)[1] for method in METHODS}
+    return best | fixed, shares
 
 
 def measure(

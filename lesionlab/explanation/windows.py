@@ -7,7 +7,7 @@ import numpy as np
 import pandas as pd
 from PIL import Image
 
-from lesionlab.data.crops import Box, content_box, cut, fit_whole, lesion_boxes, lesion_windows
+from lesionlab.data.crops import Box, content_box, cut, fit_whole, lesion_boxes, lesion_windows, mask_image
 from lesionlab.data.readers import Frame, read_mask, read_rgb
 from lesionlab.params import CropParams
 from lesionlab.progress import progress
@@ -57,12 +57,13 @@ def lesion_windows_of(
         components, boxes = lesion_boxes(mask, params.min_lesion_area)
         if not boxes:
             continue
-        content = content_box(pixels)
+        image, content = Image.fromarray(pixels), content_box(pixels)
         windows = [None]
         if frame.label is None:
             windows = lesion_windows(boxes, content, wide, generator(seed, "explain", frame.name))
         for window in windows:
-            images.append(cut_crop(pixels, content, window, size, params.whole_image))
+            whole = window is None
+            images.append(fit_whole(image, content, size, params.whole_image) if whole else cut(image, window, size))
             lesions.append(cut_mask(components > 0, content, window, size, params.whole_image))
             label = classes[-1] if frame.label is None else frame.label
             rows.append((frame.name, frame.group or frame.name, label, *(window or content)))
@@ -73,16 +74,14 @@ def lesion_windows_of(
     )
 
 
-def cut_crop(pixels: np.ndarray, content: Box, window: Box | None, size: int, whole_image: str) -> np.ndarray:
-    """(size, size, 3) uint8 of a frame as the crop stage cuts it; window None: the whole content."""
-    image = Image.fromarray(pixels)
-    return fit_whole(image, content, size, whole_image) if window is None else cut(image, window, size)
-
-
 def cut_mask(mask: np.ndarray, content: Box, window: Box | None, size: int, whole_image: str) -> np.ndarray:
-    """(size, size) float32: the part of each pixel of `cut_crop` that is lesion. mask: (height, width) bool."""
-    grey = np.repeat(mask[..., None].astype("uint8") * 255, 3, axis=2)
-    return cut_crop(grey, content, window, size, whole_image)[..., 0].astype("float32") / 255
+    """(size, size) float32: the part of each pixel of a crop that is lesion. mask: (height, width) bool.
+
+    window None: the whole content, as the crop stage fits it.
+    """
+    grey = mask_image(mask)
+    covered = fit_whole(grey, content, size, whole_image) if window is None else cut(grey, window, size)
+    return covered.astype("float32") / 255
 
 
 def evenly(items: list, count: int) -> list:

@@ -1,5 +1,6 @@
 """What studies/<name>/params.yaml may hold, beside what `set` lays over the repository's params.yaml."""
 
+from collections.abc import Mapping
 from typing import Annotated, Any, Literal
 
 from pydantic import Field, PositiveInt, model_validator
@@ -66,7 +67,8 @@ class Variants(Section):
                         f"{kind}.{name}: nothing reads '{unread[0]}' of a single cell (it may hold "
                         f"{', '.join(sorted(known))}); say set.{unread[0]} for all"
                     )
-                if "sensitivity" in (cell.get("training") or {}):
+                training = cell.get("training")
+                if isinstance(training, Mapping) and "sensitivity" in training:
                     raise ValueError(f"{kind}.{name}: say set.training.sensitivity: all cells are decided alike")
         return self
 

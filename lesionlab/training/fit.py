@@ -217,7 +217,9 @@ def _compile(model: keras.Model, settings: FitParams, training: TrainingParams, 
         }
     model.compile(optimizer=keras.optimizers.Adam(rate), jit_compile=False, **settled)
     model.optimizer.build(model.trainable_variables)
-    # Metrics too: Keras would make them in the first step, and then trace it once more.
+    # Metrics too: Keras would make them in the first step, and then trace it once more. Of two losses each has one.
+    if len(model.outputs) > 1:
+        model.compute_loss(None, nothing, nothing)
     model.compute_metrics(None, nothing, nothing)
 
 

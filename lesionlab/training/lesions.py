@@ -6,6 +6,7 @@ from functools import cached_property
 import keras
 import numpy as np
 
+from lesionlab.errors import InputError
 from lesionlab.params import AugmentParams
 from lesionlab.training.augmentation import draw_augmentation, move
 from lesionlab.training.prefix import PLAIN, array_digest
@@ -26,20 +27,31 @@ class Lesions:
     """What attention is taught, in any version of any crop.
 
     covered: (n, side, side) uint8, the part of each cell that lesion covers, in 255ths (`files.read_lesions`). shape:
-    rows and columns of the map that attention weighs. augmentation, seed: those of the crops.
+    rows and columns of the map that attention weighs; its cells are taken as equal parts of the crop, which they are
+    where a crop's side is a multiple of the network's stride. augmentation, seed: those of the crops. train: rows of
+    the crops that train. Raises InputError where none of them holds lesion.
     """
 
     covered: np.ndarray
     shape: tuple[int, int]
     augmentation: AugmentParams
     seed: int
+    train: np.ndarray
 
     def __post_init__(self):
         self._drawn: dict[int, np.ndarray] = {}
+        taught = self.covered[self.train].any(axis=(1, 2)).mean()
+        if not taught:
+            raise InputError(
+                "training.lesion_attention: no training crop holds lesion; do crop.mask_threshold and the masks fit "
+                "together?"
+            )
+        self._weight = 1 / taught  # so that the mean over a batch is one over crops with lesion, however many they are
 
     def read(self, rows: np.ndarray, versions: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-        """Each crop's share of lesion in each cell, (len(rows), cells) with sums 1; and (len(rows),) 0 without lesion.
+        """Each crop's share of lesion in each cell, (len(rows), cells) with sums 1; and weights (len(rows),).
 
+        Without lesion both are 0. Over training crops the weights' mean is 1, but for what augmentation moves away.
         The share of attention that cells should have in supervised attention. Source: Liu, Mao, Sha, Yuille: Attention
         Correctness in Neural Image Captioning, AAAI 2017, https://arxiv.org/abs/1605.09553.
         """
@@ -52,12 +64,12 @@ class Lesions:
         total = cells.sum(axis=1, keepdims=True)
         there = total[:, 0] > LEAST
         shares = np.where(there[:, None], cells / np.maximum(total, LEAST), 0)
-        return shares.astype("float32"), there.astype("float32")
+        return shares.astype("float32"), (there * self._weight).astype("float32")
 
     @cached_property
     def identity(self) -> dict:
         """What decides the shares, augmentation aside."""
-        return {"covered": array_digest(self.covered), "shape": list(self.shape)}
+        return {"covered": array_digest(self.covered), "shape": list(self.shape), "train": array_digest(self.train)}
 
     def _augmentation(self, version: int) -> np.ndarray:
         if version not in self._drawn:

@@ -71,7 +71,8 @@ def run_training(
     """Train `network` with its last `unfrozen_blocks` blocks (and its head) unfrozen, and write everything.
 
     normalization: as in `freeze`.
-    Raises InputError when crops are not of the architecture's size, the network has fewer blocks, or the loss is NaN.
+    Raises InputError when crops are not of the architecture's size, the network has fewer blocks, the loss is
+    NaN, or attention is to be taught and cannot be (`teach_attention`).
     """
     started = time.perf_counter()
     boundary = architecture.boundary(unfrozen_blocks)
@@ -99,7 +100,7 @@ def run_training(
     )
     attention = None
     if params.training.lesion_attention and architecture.backbone is not None:
-        attention = teach_attention(network, boundary, paths.crops, augmentation, params.seed)
+        attention = teach_attention(network, boundary, paths.crops, task, augmentation, params.seed)
     copies = 0 if architecture.backbone is None else augmentation.copies
     result = fit(
         suffix,
@@ -178,15 +179,15 @@ def read_task(crops: Path, split: Path, classes: list[str]) -> Task:
 
 
 def teach_attention(
-    network: keras.Model, boundary: str | None, crops: Path, augmentation: AugmentParams, seed: int
+    network: keras.Model, boundary: str | None, crops: Path, task: Task, augmentation: AugmentParams, seed: int
 ) -> Attention:
-    """What teaches the attention of `network` behind `boundary`, from the masks of crops.
+    """What teaches the attention of `network` behind `boundary`, from the masks of training crops.
 
-    Raises InputError where its head has no attention or the data set no masks.
+    Raises InputError where its head has no attention, the data set no masks, or no training crop lesion.
     """
     taught = with_attention(network, boundary)
     shape = network.get_layer(ATTENTION_MAP).output.shape[1:3]
-    return Attention(taught, Lesions(read_lesions(crops), shape, augmentation, seed))
+    return Attention(taught, Lesions(read_lesions(crops), shape, augmentation, seed, task.train))
 
 
 def describe_training(
