@@ -603,6 +603,8 @@ TARGETS = [
            of_ensemble("ensemble-brain-mixup", "accuracy")),
     Target("the same, the mean of three seeds, attention taught by masks", "accuracy", "0.948 (VGG19)", "0.948",
            "ensemble-brain-attention", of_ensemble("ensemble-brain-attention", "accuracy")),
+    Target("the same, 224 px, attention taught by masks", "accuracy", "0.948 (VGG19)", "0.948",
+           "blockwise-brain-attention", of_chosen_depth("blockwise-brain-attention", "accuracy")),
     Target("lung CT (4 classes), official test, no duplicates", "test accuracy", "0.47 (IQ-OTH, validation)", "0.80",
            "chest-ct", figure_on_test("chest-ct", "accuracy")),
     Target("chest X-ray, official test", "test accuracy", "0.905", "0.92", "chest-xray",

@@ -1,6 +1,7 @@
 """Heads on backbones: what is frozen, that the parts are the whole, and which weight files fit."""
 
 import shutil
+from collections import Counter
 
 import keras
 import numpy as np
@@ -18,6 +19,7 @@ from lesionlab.models.networks import (
     load_backbone_weights,
     prefix_of,
     softmax,
+    with_attention,
 )
 from lesionlab.models.saved import pad_batch
 
@@ -65,6 +67,21 @@ def test_xla_compiles_no_network(backbone):
         boundary = find_backbone(backbone).boundary(1)
         parts += [prefix_of(network, boundary), freeze(network, boundary)]
     assert [part.jit_compile for part in parts] == [False] * len(parts)
+
+
+@pytest.mark.parametrize("backbone", [None, "vgg16", "resnet50", "mobilenet_0.25", "mobilenetv2_0.35"])
+@pytest.mark.parametrize("changes", [{}, {"attention": True}, {"pooling": "attention"}, {"head_filters": (4,)}])
+def test_no_activation_has_more_than_two_readers(backbone, changes):
+    """Of three gradients the order of the sum is chance, and with it the last bits of what is learnt."""
+    network = build_network(tiny_architecture(backbone, image_size=64, **changes), seed=1)
+    outputs = [network.output]
+    if backbone and changes.get("pooling") == "attention":
+        outputs = with_attention(network, None).outputs  # each is read by a loss
+    readers = Counter(id(tensor) for tensor in outputs)
+    for layer in network.layers[1:]:
+        readers.update(id(tensor) for tensor in (layer.input if isinstance(layer.input, list) else [layer.input]))
+    assert set(readers) >= {id(layer.output) for layer in network.layers}
+    assert max(readers.values()) <= 2
 
 
 @pytest.mark.parametrize(

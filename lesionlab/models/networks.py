@@ -60,7 +60,9 @@ def network_of(inputs: keras.KerasTensor, outputs: keras.KerasTensor | list, nam
 def build_network(architecture: Architecture, seed: int, weights: Path | None = None) -> keras.Model:
     """(n, size, size, 3) preprocessed float32 to (n, classes) logits.
 
-    weights: folder of the weights stage for the backbone. New layers are drawn from `seed`.
+    weights: folder of the weights stage for the backbone. New layers are drawn from `seed`. No activation is read by
+    more than two layers: TensorFlow adds three gradients in the order in which they happen to be ready, which rounds
+    in other places from run to run.
     Raises InputError when the weights do not fit the backbone.
     """
     keras.utils.set_random_seed(derive_seed(seed, "build"))
@@ -186,14 +188,15 @@ def _attention_pooling(x: keras.KerasTensor) -> keras.KerasTensor:
 
     (n, rows, columns, channels) to (n, 2 * channels). Source: Ilse, Tomczak, Welling: Attention-based Deep Multiple
     Instance Learning, ICML 2018, https://arxiv.org/abs/1802.04712, with one linear layer in place of two. The mean
-    stays beside it, since what surrounds a lesion tells classes apart too.
+    stays beside it, since what surrounds a lesion tells classes apart too. No more than two layers read one map: see
+    `build_network`.
     """
     rows, columns, channels = x.shape[1:]
-    mean = keras.layers.GlobalAveragePooling2D(name="head_mean")(x)
     scores = keras.layers.Conv2D(1, 1, dtype="float32", name=ATTENTION_MAP)(x)
     scores = keras.layers.Flatten(dtype="float32", name=ATTENTION_SCORES)(scores)
     weights = keras.layers.Softmax(dtype="float32", name="head_attention")(scores)
     cells = keras.layers.Reshape((rows * columns, channels), name="head_map")(x)
+    mean = keras.layers.GlobalAveragePooling1D(name="head_mean")(cells)
     attended = keras.layers.Dot(axes=1, name="head_attended")([weights, cells])
     return keras.layers.Concatenate(name="head_pool")([mean, attended])
 
