@@ -123,11 +123,14 @@ class FitParams(Section):
 
 
 class BaselineParams(FitParams):
-    """The small CNN from scratch: convolutions, the first strided, each followed by a pooling; without: dense alone."""
+    """The small CNN from scratch: convolutions, the first strided, each followed by a pooling; without: dense alone.
+
+    `auto` is what the card says.
+    """
 
     filters: Annotated[list[PositiveInt], Field(max_length=5)]
     batch_normalization: bool
-    attention: bool
+    attention: Literal["auto"] | bool
     dense: PositiveInt
     dropout: Annotated[float, Field(ge=0, lt=1)]
 

@@ -12,7 +12,7 @@ from typing import Annotated
 
 from typer import Option
 
-from lesionlab.data.cards import read_card, resolve_model
+from lesionlab.data.cards import read_card, resolve_baseline, resolve_model
 from lesionlab.params import read_params
 from lesionlab.stage import run
 
@@ -35,7 +35,7 @@ def main(
     from lesionlab.training.run import Paths, run_training
 
     card = read_card(params.dataset)
-    settings = params.baseline
+    settings = resolve_baseline(params.baseline, card)
     architecture = Architecture(
         backbone=None,
         filters=settings.filters,

@@ -23,6 +23,7 @@ from lesionlab.data.cards import (
     grouped_by,
     read_card,
     resolve_augmentation,
+    resolve_baseline,
     resolve_split,
     resolve_transfer,
 )
@@ -333,6 +334,16 @@ def test_auto_in_the_head_is_what_the_card_says_and_the_rest_is_kept(monkeypatch
         assert resolve_transfer(params, read_card(dataset)).model_dump() == params.model_dump() | {"dense": dense}
     chosen = params.model_copy(update={"dense": 7})
     assert resolve_transfer(chosen, read_card("nct-crc-he")) == chosen
+
+
+def test_the_small_cnn_attends_where_the_study_of_a_card_does(monkeypatch):
+    monkeypatch.chdir(ROOT)
+    params = read_params().baseline
+    for dataset in CARDS:
+        attends = dataset in ("brain-mri-kaggle", "chest-ct", "iq-oth-nccd")
+        assert resolve_baseline(params, read_card(dataset)).model_dump() == params.model_dump() | {"attention": attends}
+    chosen = params.model_copy(update={"attention": False})
+    assert resolve_baseline(chosen, read_card("chest-ct")) == chosen
 
 
 @pytest.mark.parametrize("dataset", sorted(CARDS))

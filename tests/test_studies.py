@@ -1,5 +1,6 @@
 """Studies: their dvc.yaml against the code, what a summary makes of cells, and one study as a user runs it."""
 
+import contextlib
 import json
 import os
 import re
@@ -723,13 +724,41 @@ def test_a_study_runs_by_experiments_and_only_what_a_change_reaches(tmp_path):
     assert names["finetune split.test_fold=0 finetune.unfrozen_blocks=2"] == 3
 
 
+def runs_of(folder: Path) -> dict[str, int]:
+    """Names of the runs that MLflow recorded, and how often; a cell's run is nested in its study's."""
+    with contextlib.closing(sqlite3.connect(folder / "mlflow.db")) as base:
+        names = dict(base.execute("select name, count(*) from runs group by name"))
+        parents = base.execute("select count(distinct value) from tags where key = 'mlflow.parentRunId'").fetchone()[0]
+    return names | {"parents": parents}
+
+
 @pytest.mark.slow
-def test_variants_may_be_other_backbones(tmp_path):
-    backbones = {"given": {}, "other": {"model": {"backbone": "mobilenetv2_0.35", "weights": "none"}}}
+def test_variants_run_by_experiments_and_may_be_other_backbones(tmp_path):
+    given = {"backbone": "mobilenetv2_0.35", "weights": "none"}
+    backbones = {"given": {}, "other": {"model": given}, "deep": {"model": {"backbone": "vgg19", "weights": "none"}}}
     study = small_study(tmp_path, "variants", cnns={"dense": {"baseline": {"filters": []}}}, backbones=backbones)
-    run(tmp_path, "dvc", "repro", "studies/variants/dvc.yaml")
+    run(study, "dvc", "exp", "run", "-n", "others", "-S", "set.transfer.dropout=0.1")
     found = {name: json.loads((study / f"models/{name}/model.json").read_text())["architecture"] for name in backbones}
-    assert [found[name]["backbone"] for name in backbones] == ["mobilenet_0.25", "mobilenetv2_0.35"]
+    assert [found[name]["backbone"] for name in backbones] == ["mobilenet_0.25", "mobilenetv2_0.35", "vgg19"]
+    assert {found[name]["dropout"] for name in backbones} == {0.1}
     table = pd.read_csv(study / "table.csv")
-    assert table["model"].tolist() == ["dense", "given", "other"]
-    assert table["trained_parameters"].nunique() == 3
+    assert table["model"].tolist() == ["dense", *sorted(backbones)]
+    assert table["trained_parameters"].nunique() == 4
+    assert runs_of(tmp_path)["others"] == runs_of(tmp_path)["parents"] == 1
+
+
+@pytest.mark.slow
+def test_an_ensemble_runs_by_experiments(tmp_path):
+    study = small_study(tmp_path, "ensemble", seeds=[1], folds=[0])
+    refused = subprocess.run(
+        ("dvc", "repro", "studies/ensemble/dvc.yaml"), cwd=tmp_path, env=environment(), capture_output=True, text=True
+    )
+    assert refused.returncode != 0
+    assert "one seed and one fold are one member" in refused.stderr
+    assert not (study / "data").exists(), "before the first cell"
+    run(study, "dvc", "exp", "run", "-n", "two", "-S", "seeds=[1,2]")
+    table = pd.read_csv(study / "table.csv")
+    assert table["model"].tolist() == ["member, seed 1", "member, seed 2", "mean member", "ensemble", "gain"]
+    assert table[["accuracy", "accuracy_low", "accuracy_high"]].notna().all(axis=None)
+    assert (study / "figure.png").exists()
+    assert runs_of(tmp_path)["two"] == runs_of(tmp_path)["parents"] == 1

@@ -9,6 +9,7 @@ from pydantic import Discriminator, Field, PositiveInt, Tag, model_validator
 from lesionlab.errors import InputError
 from lesionlab.params import (
     AugmentParams,
+    BaselineParams,
     Count,
     ModelParams,
     PositiveFloat,
@@ -242,6 +243,12 @@ class RecommendedSplit(Section):
     drop_duplicates: bool = False
 
 
+class RecommendedCnn(Section):
+    """What `auto` in params.yaml's `baseline` section means for this data set: what its study's own network has."""
+
+    attention: bool = False
+
+
 class RecommendedHead(Section):
     """What `auto` in params.yaml's `transfer` section means for this data set."""
 
@@ -289,6 +296,7 @@ class Card(Section):
     recommended: Recommended
     split: RecommendedSplit = RecommendedSplit()
     augment: RecommendedAugmentation = RecommendedAugmentation()
+    baseline: RecommendedCnn = RecommendedCnn()
     transfer: RecommendedHead = RecommendedHead()
 
     @model_validator(mode="after")
@@ -419,6 +427,11 @@ def resolve_split(split: SplitParams, card: Card) -> SplitParams:
 def resolve_augmentation(augment: AugmentParams, card: Card) -> AugmentParams:
     """The augmentation of this run: what params.yaml says, and for `auto` what the card recommends."""
     return _resolved(augment, card.augment)
+
+
+def resolve_baseline(baseline: BaselineParams, card: Card) -> BaselineParams:
+    """The small CNN of this run and its training: what params.yaml says, and for `auto` what the card recommends."""
+    return _resolved(baseline, card.baseline)
 
 
 def resolve_transfer(transfer: TransferParams, card: Card) -> TransferParams:
