@@ -106,7 +106,8 @@ def test_the_cache_that_a_card_announces_follows_from_params_and_shapes(dataset,
 
 def test_cvc_clinicdb_has_29_sequences_of_612_frames_without_gap_or_overlap(monkeypatch):
     monkeypatch.chdir(ROOT)
-    ranges = read_card("cvc-clinicdb").groups.ranges
+    [numbered] = read_card("cvc-clinicdb").copies
+    ranges = numbered.groups.ranges
     numbers = [number for first, last, _ in ranges for number in range(first, last + 1)]
     assert numbers == list(range(1, 613))
     assert [group for _, _, group in ranges] == list(range(1, 30))

@@ -361,6 +361,21 @@ def test_the_kaggle_copy_of_cvc_clinicdb_is_read_once(tmp_path, monkeypatch):
     assert [frame.name for frame in frames] == ["PNG/Original/1.png", "PNG/Original/30.png"]
 
 
+def test_the_table_of_kaggles_copy_of_cvc_clinicdb_says_whose_a_frame_is(tmp_path, monkeypatch):
+    lines = ["frame_id,sequence_id,png_image_path,png_mask_path,tif_image_path,tif_mask_path"]
+    for number, sequence in {1: 1, 25: 1, 30: 7}.items():
+        paths = []
+        for kind in ("PNG", "TIF"):
+            folders = f"{kind}/Original", f"{kind}/Ground Truth"
+            add_pair(tmp_path / "archive", f"{number}.{kind.lower()}", folders)
+            paths += [f"{folder}/{number}.{kind.lower()}" for folder in folders]
+        lines.append(",".join([str(number), str(sequence), *paths]))
+    (tmp_path / "archive" / "metadata.csv").write_text("\n".join(lines) + "\n")
+    frames = read_frames(repository_card("cvc-clinicdb", monkeypatch), tmp_path)
+    groups = {frame.name.removeprefix("archive/"): frame.group for frame in frames}
+    assert groups == {"PNG/Original/1.png": "1", "PNG/Original/25.png": "1", "PNG/Original/30.png": "7"}
+
+
 def test_a_frame_number_outside_of_cvc_clinicdb_is_an_error(tmp_path, monkeypatch):
     add_pair(tmp_path, "613.tif", ("Original", "Ground Truth"))
     refused = refusal(repository_card("cvc-clinicdb", monkeypatch), tmp_path)
@@ -944,8 +959,8 @@ def test_the_first_layout_that_fits_is_read_and_said_and_an_error_lists_all(tmp_
     assert [frame.group for frame in read_frames(card, tmp_path)] == ["A", "B"]
     (tmp_path / "cases.csv").write_text("stem,case\n1,7\n2,8\n")
     assert capsys.readouterr().err.splitlines() == [
-        f"{tmp_path}: read as a copy of tiny-phantom (layout class-folders, groups none)",
-        f"{tmp_path}: read as a copy of tiny-phantom (layout table, groups by column case)",
+        f"{tmp_path}: read by another layout of datasets/tiny-phantom.yaml (layout class-folders, groups none)",
+        f"{tmp_path}: read by another layout of datasets/tiny-phantom.yaml (layout table, groups by column case)",
     ]
     assert [frame.group for frame in read_frames(card, tmp_path)] == ["7", "8"]
     assert capsys.readouterr().err == ""

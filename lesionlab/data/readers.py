@@ -124,7 +124,7 @@ def _read_as_it_lies(card: Card, raw: Path) -> tuple[list[Frame], Reading]:
             continue
         if frames:
             if reading != card.readings[0]:
-                print(f"{raw}: read as a copy of {card.name} ({reading.described})", file=sys.stderr)
+                print(f"{raw}: read by another layout of {card_path(card.name)} ({reading.described})", file=sys.stderr)
             return frames, reading
         described = f"that {card_path(card.name)} describes (layout {reading.layout.kind})"
         refusals.append(f"{raw}: no image found {described}")
