@@ -184,7 +184,7 @@ def test_what_cannot_be_taught_is_refused(tmp_path):
     covered = np.zeros((6, 12, 12), "uint8")
     covered[4] = 9  # of a validation crop
     np.save(tmp_path / "lesions.npy", covered)
-    with pytest.raises(InputError, match=r"no training crop holds lesion; do crop\.mask_threshold and the masks fit"):
+    with pytest.raises(InputError, match=r"no training crop holds lesion; set crop\.mask_threshold in params"):
         teach_attention(attending, None, *how)
     covered[1] = 9
     np.save(tmp_path / "lesions.npy", covered)

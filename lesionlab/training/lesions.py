@@ -43,8 +43,8 @@ class Lesions:
         taught = self.covered[self.train].any(axis=(1, 2)).mean()
         if not taught:
             raise InputError(
-                "training.lesion_attention: no training crop holds lesion; do crop.mask_threshold and the masks fit "
-                "together?"
+                "data/crops/lesions.npy: no training crop holds lesion; set crop.mask_threshold in params.yaml below "
+                "the masks' grey of lesion, or training.lesion_attention to 0"
             )
         self._weight = 1 / taught  # so that the mean over a batch is one over crops with lesion, however many they are
 
